@@ -1,0 +1,152 @@
+"""What can be seen of a run, by a checker or by a person: one typed event for each thing that happened.
+
+Simulated and real runs write the same events, so one set of checkers (``fsm.invariants``) reads both. Ranks, rooms,
+seqs and tokens are counts; ``side`` is ``"receiver"`` or ``"sender"``.
+"""
+
+from __future__ import annotations
+
+from typing import Union
+
+from msgspec import Struct
+
+from fsm.messages import BlockRef, Epoch
+
+
+class Event(Struct, frozen=True, gc=False, tag_field="event", omit_defaults=True):
+    """The root of all events."""
+
+
+class StateChanged(Event, tag="state"):
+    """A lifecycle took a transition; ``cause`` is the table's event."""
+
+    side: str
+    receiver_rank: int
+    room: int
+    epoch: Epoch | None
+    cause: str
+    source: str
+    target: str
+
+
+class Granted(Event, tag="granted"):
+    """A receiver rank sent a GRANT for the first time (resends are not told)."""
+
+    receiver_rank: int
+    room: int
+    epoch: Epoch
+    seq: int
+    start: int
+    capacity: int
+    blocks: tuple[BlockRef, ...]
+
+
+class Executed(Event, tag="executed"):
+    """A sender rank began to write a grant."""
+
+    receiver_rank: int
+    room: int
+    epoch: Epoch
+    seq: int
+    start: int
+    count: int
+
+
+class Wrote(Event, tag="wrote"):
+    """Bytes of a grant arrived. ``trespass`` says which block was not open to them, and why; empty if all were."""
+
+    receiver_rank: int
+    room: int
+    epoch: Epoch
+    seq: int
+    start: int
+    count: int
+    trespass: str = ""
+
+
+class Progressed(Event, tag="watermark"):
+    """R1: a receiver rank's progress."""
+
+    receiver_rank: int
+    room: int
+    epoch: Epoch
+    tokens: int
+
+
+class Delivered(Event, tag="delivered"):
+    """Tokens were copied to the result. ``wrong`` says what was there instead of the source; empty if it was equal."""
+
+    receiver_rank: int
+    room: int
+    epoch: Epoch
+    seq: int
+    start: int
+    count: int
+    wrong: str = ""
+
+
+class Finished(Event, tag="finished"):
+    """A request reached a terminal state on one receiver rank, or on the sender for one."""
+
+    side: str
+    receiver_rank: int
+    room: int
+    epoch: Epoch | None
+    state: str
+    reason: str
+    total_tokens: int
+    undisturbed: bool = False
+    """Nothing was lost, crashed, cut off, aborted or jumped in this run so far."""
+
+
+class Decided(Event, tag="decided"):
+    """What one rank decided in one collective tick: (room, table event) in order."""
+
+    tick: int
+    receiver_rank: int
+    decisions: tuple[tuple[int, str], ...]
+
+
+class Overtaken(Event, tag="overtaken"):
+    """A newcomer got grant 0 while rooms that hold data waited for blocks and blocks were free."""
+
+    receiver_rank: int
+    room: int
+    waiting: tuple[int, ...]
+
+
+class Repeated(Event, tag="repeated"):
+    """A duplicated message was delivered; ``changed`` says what state it changed, empty if none."""
+
+    target: str
+    message: str
+    changed: str = ""
+
+
+class LedgerRefused(Event, tag="refused"):
+    """The block ledger refused a move, which guards ``property``."""
+
+    receiver_rank: int
+    room: int
+    property: str
+    text: str
+
+
+class Audited(Event, tag="audited"):
+    """A ledger audit found something wrong."""
+
+    receiver_rank: int
+    text: str
+
+
+class Note(Event, tag="note"):
+    """Something to read, that no checker looks at: a message sent, received, lost; a fault."""
+
+    kind: str
+    text: str
+
+
+AnyEvent = Union[
+    StateChanged, Granted, Executed, Wrote, Progressed, Delivered, Finished, Decided, Overtaken, Repeated, LedgerRefused,
+    Audited, Note,
+]  # fmt: skip

@@ -1,0 +1,314 @@
+"""One checker for each safety property, over a stream of events.
+
+A checker keeps what it must remember, and nothing else; ``save`` gives that memory in a hashable form, so that an
+exhaustive search can tell states apart that differ only in what a checker has seen. The liveness properties L1 and L2
+are not here: they speak of where a run can get to, which an engine knows and an event stream does not (the part of
+L1 that a stream can show, a deadline that fires though nothing was disturbed, is here).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from typing import Any, NamedTuple
+
+from fsm.events import (
+    Audited, Decided, Delivered, Executed, Finished, Granted, LedgerRefused, Overtaken, Progressed, Repeated,
+    StateChanged, Wrote,
+)  # fmt: skip
+from fsm.messages import Epoch
+from fsm.states import TERMINAL, State
+
+PROPERTIES: dict[str, str] = {
+    "I1": "no byte is written to a block that is not granted to, or quarantined on account of, that grant",
+    "I2": "at Success the landed ranges tile the request exactly once and what is delivered equals the source",
+    "I3": "no block has two owners, and free + owned + quarantined = pool",
+    "I4": "terminal states are absorbing within an epoch",
+    "I5": "the watermark is monotone and never ahead of the bytes that have landed",
+    "I6": "no start is granted under two seqs by a receiver, no seq is executed twice by a sender",
+    "I7": "all ranks take the same decisions at the same tick",
+    "I8": "a duplicated message changes no state",
+    "L1": "every request ends, and with no fault it ends in Success",
+    "L2": "when all have ended, no block is owned or quarantined and only tombstones are left",
+    "L3": "no grant 0 is given while a request that holds data waits for blocks and blocks are free",
+}
+"""Every property by name, in words."""
+
+SAFETY = ("I1", "I2", "I3", "I4", "I5", "I6", "I7", "I8")
+LIVENESS = ("L1", "L2", "L3")
+
+Key = tuple[int, int, Epoch]
+"""(receiver rank, room, epoch)"""
+
+
+class Violation(NamedTuple):
+    """A property that did not hold, and how."""
+
+    property: str
+    text: str
+
+
+Verdict = Violation | None
+
+
+class Checker:
+    """The root: a property's name, the events it reads, its memory."""
+
+    name: str = ""
+
+    def __init__(self) -> None:
+        self.memory: dict[Any, Any] = {}
+
+    def handlers(self) -> dict[type[Any], Callable[[Any], Verdict]]:
+        """Event type -> what to do with it."""
+        raise NotImplementedError
+
+    def save(self) -> Hashable:
+        """The memory, hashable and in a fixed order."""
+        return tuple(sorted(self.memory.items()))
+
+    def load(self, saved: Any) -> None:
+        """Take on a memory that ``save`` gave."""
+        self.memory = dict(saved)
+
+    def broken(self, text: str) -> Violation:
+        """This property does not hold."""
+        return Violation(self.name, text)
+
+
+class WritesAreOpen(Checker):
+    """I1. A world or a pool says of each write which block was not open to it."""
+
+    name = "I1"
+
+    def handlers(self) -> dict[type[Any], Callable[[Any], Verdict]]:
+        return {Wrote: self._wrote}
+
+    def _wrote(self, event: Wrote) -> Verdict:
+        return self.broken(event.trespass) if event.trespass else None
+
+
+class DeliveredEqualsSource(Checker):
+    """I2. Remembers the pieces delivered so far: (start, count), and what was wrong with the first wrong one."""
+
+    name = "I2"
+
+    def handlers(self) -> dict[type[Any], Callable[[Any], Verdict]]:
+        return {Delivered: self._delivered, Finished: self._finished}
+
+    def _delivered(self, event: Delivered) -> Verdict:
+        key = (event.receiver_rank, event.room, event.epoch)
+        end, wrong = self.memory.get(key, (0, ""))
+        if not wrong and event.start != end:
+            wrong = f"tokens [{event.start}, {event.start + event.count}) were delivered after [0, {end})"
+        self.memory[key] = (event.start + event.count, wrong or event.wrong)
+        return None
+
+    def _finished(self, event: Finished) -> Verdict:
+        if event.side != "receiver" or event.epoch is None:
+            return None
+        end, wrong = self.memory.pop((event.receiver_rank, event.room, event.epoch), (0, ""))
+        if event.state != State.SUCCESS:
+            return None
+        if wrong:
+            return self.broken(f"room {event.room} rank {event.receiver_rank} ended in Success with wrong content: {wrong}")
+        if end != event.total_tokens:
+            return self.broken(
+                f"room {event.room} rank {event.receiver_rank} ended in Success with {end} of {event.total_tokens} tokens"
+            )
+        return None
+
+
+class BlocksHaveOneOwner(Checker):
+    """I3, by the ledger's audit."""
+
+    name = "I3"
+
+    def handlers(self) -> dict[type[Any], Callable[[Any], Verdict]]:
+        return {Audited: self._audited}
+
+    def _audited(self, event: Audited) -> Verdict:
+        return self.broken(event.text)
+
+
+class TerminalAbsorbs(Checker):
+    """I4. Remembers every epoch's terminal state."""
+
+    name = "I4"
+
+    def handlers(self) -> dict[type[Any], Callable[[Any], Verdict]]:
+        return {StateChanged: self._changed}
+
+    def _changed(self, event: StateChanged) -> Verdict:
+        if event.epoch is None:
+            return None
+        key = (event.side, event.receiver_rank, event.room, event.epoch)
+        before = self.memory.get(key)
+        if before is not None:
+            return self.broken(f"room {event.room} epoch {event.epoch.counter} had ended in {before} and is now {event.target}")
+        if event.target in TERMINAL:
+            self.memory[key] = event.target
+        return None
+
+
+class WatermarkBehindBytes(Checker):
+    """I5. Remembers, per rank and epoch, the watermark and the contiguous bytes that arrived."""
+
+    name = "I5"
+
+    def handlers(self) -> dict[type[Any], Callable[[Any], Verdict]]:
+        return {Wrote: self._wrote, Progressed: self._progressed, Finished: self._finished}
+
+    def _wrote(self, event: Wrote) -> Verdict:
+        key = (event.receiver_rank, event.room, event.epoch)
+        watermark, arrived = self.memory.get(key, (0, 0))
+        if event.start <= arrived:
+            self.memory[key] = (watermark, max(arrived, event.start + event.count))
+        return None
+
+    def _progressed(self, event: Progressed) -> Verdict:
+        key = (event.receiver_rank, event.room, event.epoch)
+        watermark, arrived = self.memory.get(key, (0, 0))
+        if event.tokens < watermark:
+            return self.broken(f"room {event.room} rank {event.receiver_rank}: the watermark fell from {watermark} to {event.tokens}")
+        if event.tokens > arrived:
+            return self.broken(
+                f"room {event.room} rank {event.receiver_rank}: the watermark is {event.tokens}, {arrived} tokens have landed"
+            )
+        self.memory[key] = (event.tokens, arrived)
+        return None
+
+    def _finished(self, event: Finished) -> Verdict:
+        if event.side == "receiver" and event.epoch is not None:
+            self.memory.pop((event.receiver_rank, event.room, event.epoch), None)
+        return None
+
+
+class OnceEach(Checker):
+    """I6. Remembers, per rank and epoch, which starts were granted under which seq and which seqs were executed."""
+
+    name = "I6"
+
+    def handlers(self) -> dict[type[Any], Callable[[Any], Verdict]]:
+        return {Granted: self._granted, Executed: self._executed}
+
+    def _granted(self, event: Granted) -> Verdict:
+        key = ("granted", event.receiver_rank, event.room, event.epoch)
+        grants = self.memory.get(key, ())
+        for seq, start in grants:
+            if start == event.start and seq != event.seq:
+                return self.broken(
+                    f"room {event.room} rank {event.receiver_rank}: start {start} was granted as seq {seq} and again as seq {event.seq}"
+                )
+        self.memory[key] = (*grants, (event.seq, event.start))
+        return None
+
+    def _executed(self, event: Executed) -> Verdict:
+        key = ("executed", event.receiver_rank, event.room, event.epoch)
+        last = self.memory.get(key, -1)
+        if event.seq <= last:
+            return self.broken(f"room {event.room} rank {event.receiver_rank}: seq {event.seq} was executed twice")
+        self.memory[key] = event.seq
+        return None
+
+
+class RanksAgree(Checker):
+    """I7. Compares what the ranks decided in one collective tick."""
+
+    name = "I7"
+
+    def handlers(self) -> dict[type[Any], Callable[[Any], Verdict]]:
+        return {Decided: self._decided}
+
+    def _decided(self, event: Decided) -> Verdict:
+        known = self.memory.get("tick")
+        if known is None or known[0] != event.tick:
+            self.memory["tick"] = (event.tick, event.receiver_rank, event.decisions)
+            return None
+        if known[2] != event.decisions:
+            return self.broken(
+                f"tick {event.tick}: rank {known[1]} decided {known[2]}, rank {event.receiver_rank} {event.decisions}"
+            )
+        return None
+
+    def save(self) -> Hashable:
+        """Empty between ticks: nothing is compared across ticks."""
+        return ()
+
+
+class DuplicatesDoNothing(Checker):
+    """I8. A world that delivers a duplicate says what it changed."""
+
+    name = "I8"
+
+    def handlers(self) -> dict[type[Any], Callable[[Any], Verdict]]:
+        return {Repeated: self._repeated}
+
+    def _repeated(self, event: Repeated) -> Verdict:
+        return self.broken(f"{event.message} to the {event.target}: {event.changed}") if event.changed else None
+
+
+class DeadlinesRest(Checker):
+    """The part of L1 that a stream shows: in an undisturbed run no deadline fires and everything succeeds."""
+
+    name = "L1"
+
+    def handlers(self) -> dict[type[Any], Callable[[Any], Verdict]]:
+        return {Finished: self._finished}
+
+    def _finished(self, event: Finished) -> Verdict:
+        if event.undisturbed and event.state != State.SUCCESS:
+            return self.broken(
+                f"room {event.room} failed on the {event.side} (rank {event.receiver_rank}): {event.reason}, though nothing was "
+                "lost, crashed, cut off or aborted"
+            )
+        return None
+
+
+class DataFirst(Checker):
+    """L3. A receiver says when a newcomer passed somebody who waits with data."""
+
+    name = "L3"
+
+    def handlers(self) -> dict[type[Any], Callable[[Any], Verdict]]:
+        return {Overtaken: self._overtaken}
+
+    def _overtaken(self, event: Overtaken) -> Verdict:
+        return self.broken(f"room {event.room} got grant 0 while rooms {list(event.waiting)} held data and waited for blocks")
+
+
+CHECKERS: tuple[type[Checker], ...] = (
+    WritesAreOpen, DeliveredEqualsSource, BlocksHaveOneOwner, TerminalAbsorbs, WatermarkBehindBytes, OnceEach,
+    RanksAgree, DuplicatesDoNothing, DeadlinesRest, DataFirst,
+)  # fmt: skip
+
+
+class Monitors:
+    """All checkers over one stream. ``violations`` keeps the first violation of each property."""
+
+    def __init__(self) -> None:
+        self.checkers = [checker() for checker in CHECKERS]
+        self.violations: list[Violation] = []
+        self._handlers: dict[type[Any], list[Callable[[Any], Verdict]]] = {LedgerRefused: [self._refused]}
+        for checker in self.checkers:
+            for kind, handler in checker.handlers().items():
+                self._handlers.setdefault(kind, []).append(handler)
+
+    def take(self, event: Any) -> None:
+        """Show an event to every checker that reads its kind."""
+        for handler in self._handlers.get(type(event), ()):
+            violation = handler(event)
+            if violation is not None and all(v.property != violation.property for v in self.violations):
+                self.violations.append(violation)
+
+    def _refused(self, event: LedgerRefused) -> Verdict:
+        return Violation(event.property, f"refused by the block ledger: {event.text}")
+
+    def save(self) -> Hashable:
+        """The memories of all checkers."""
+        return tuple([checker.save() for checker in self.checkers])
+
+    def load(self, saved: Any) -> None:
+        """Take on memories that ``save`` gave; violations start empty."""
+        self.violations = []
+        for checker, memory in zip(self.checkers, saved, strict=True):
+            checker.load(memory)

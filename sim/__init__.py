@@ -1,0 +1,1 @@
+"""A deterministic world around the protocol of ``fsm``, and the engines that try to break it."""

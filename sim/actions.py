@@ -1,0 +1,336 @@
+"""What can happen next in a world, and how it is done.
+
+An action is a small tuple. ``enabled`` lists those that the world's own course allows, ``faults`` those that an
+adversary may spend a budget on, and ``apply`` does one. After every delivery the receivers tick as often as the scenario says
+(``polls_per_delivery``), unless ticks are scheduled freely.
+"""
+
+from __future__ import annotations
+
+from fsm.allocators import Choices
+from fsm.errors import LocalError
+from fsm.events import Finished
+from fsm.messages import Heartbeat
+from sim import poison
+from sim.network import Stray
+from sim.world import AUDIT_ALWAYS_BLOCKS, Action, World
+
+TICK: Action = ("tick",)
+TIME: Action = ("time",)
+_NO_POLL = ("tick", "time", "enter", "leave")
+
+
+def enabled(world: World) -> list[Action]:
+    """What the world may do by itself, in a fixed order. Empty when nothing will ever happen again."""
+    actions: list[Action] = []
+    skewed = world.scenario.schedule.rank_skew_ticks > 0 and len(world.receivers) > 1
+    collective = _collective(world) if skewed else []
+    if collective and world.skewed >= world.scenario.schedule.rank_skew_ticks:
+        return collective
+    network = world.network
+    for channel, messages in enumerate(network.channels):
+        if messages:
+            actions.append(("deliver", channel))
+    actions.extend(("stray", index) for index in range(len(network.strays)))
+    for index, flight in enumerate(world.flights):
+        dead = world.senders[world.sender_of[flight.grant.receiver_rank]].boot_id != flight.boot_id
+        if not flight.landed:
+            actions.append(("land", index))
+            if dead:
+                actions.append(("vanish", index))
+        lone = world.scenario.schedule.data_lags_status or flight.landed
+        if lone and not flight.told:
+            actions.append(("told", index))
+    if world._may_arrive(world.ticks):
+        actions.append(("arrive",))
+    for sender, boot_id in world.dead_boots:
+        if not any(flight.boot_id == boot_id and not flight.landed for flight in world.flights):
+            actions.append(("gone", sender, boot_id))
+    if skewed:
+        actions.extend(collective)
+    elif not world.quiet and (world.scenario.schedule.ticks_free or not actions):
+        actions.append(TICK)
+    if not actions and not world.done():
+        if world.next_timer() is not None:
+            actions.append(TIME)
+        elif world.arrived < len(world.arrivals):
+            actions.append(("arrive",))
+    if network.cut:
+        actions.append(("heal",))
+    return actions
+
+
+def _collective(world: World) -> list[Action]:
+    if world.agreed is not None:
+        return [("leave", rank) for rank in world.receiver_ranks if rank not in world.left]
+    begun = any(entered is not None for entered in world.entered)
+    if world.quiet and not begun:
+        return []
+    return [("enter", rank) for rank in world.receiver_ranks if world.entered[rank] is None]
+
+
+def faults(world: World) -> list[Action]:
+    """What an adversary may do, as far as its budgets go."""
+    budget, network = world.budget, world.network
+    actions: list[Action] = []
+    for channel, messages in enumerate(network.channels):
+        if not messages:
+            continue
+        for kind in ("duplicate", "delay", "drop", "poison"):
+            if budget[kind]:
+                actions.append((kind, channel))
+        if budget["heartbeat_loss"] and type(messages[0]) is Heartbeat:
+            actions.append(("heartbeat_loss", channel))
+    live = sorted(world.receivers[0].rooms)
+    if budget["abort"]:
+        actions.extend(("abort", room) for room in live)
+        actions.extend(
+            ("sender_abort", rank, room) for rank, sender in enumerate(world.senders) for room in sorted(sender.rooms)
+        )
+    over = world.all_ended()
+    if budget["sender_crash"] and not over:
+        actions.extend(("sender_crash", rank) for rank in range(len(world.senders)) if world.served_by[rank])
+    if budget["receiver_crash"] and not over:
+        actions.extend(("receiver_crash", rank) for rank in world.receiver_ranks)
+    if budget["partition"] and not network.cut and not over:
+        actions.append(("partition",))
+    if budget["clock_jump"] and not over:
+        actions.extend(("clock_jump", side) for side in ("receiver", "sender"))
+    if budget["duplicate_room"] and live:
+        actions.append(("duplicate_room", live[0]))
+    return actions
+
+
+def apply(world: World, action: Action, choices: Choices) -> None:
+    """Do one action; ``world.events`` then holds what happened."""
+    world.events = []
+    kind = action[0]
+    if kind not in _NO_POLL:
+        world.quiet = False
+        world.skewed += world.agreed is not None or any(entered is not None for entered in world.entered)
+    _DO[kind](world, action, choices)
+    schedule = world.scenario.schedule
+    free = schedule.ticks_free or (schedule.rank_skew_ticks and len(world.receivers) > 1)
+    if kind not in _NO_POLL and not free:
+        for _ in range(schedule.polls_per_delivery):
+            world.tick(choices)
+            if world.quiet:
+                break
+    if len(world.receivers[0].ledger) <= AUDIT_ALWAYS_BLOCKS or world.ticks % 16 == 0:
+        world.audit()
+
+
+def describe_action(world: World, action: Action) -> str:
+    """An action in words, before it is done."""
+    kind = action[0]
+    network = world.network
+    if kind in ("deliver", "duplicate", "delay", "drop", "poison", "heartbeat_loss"):
+        message = network.channels[action[1]][0]
+        return f"{kind} {type(message).__name__} to {world.target_name(action[1])}"
+    if kind == "stray":
+        stray = network.strays[action[1]]
+        what = "duplicate" if stray.repeats else "late"
+        return f"deliver {what} {type(stray.message).__name__} to {world.target_name(stray.channel)}"
+    if kind in ("land", "told", "vanish"):
+        flight = world.flights[action[1]]
+        what = {"land": "bytes land", "told": "write ends", "vanish": "write vanishes"}[kind]
+        return f"{what}: room {flight.grant.room} seq {flight.grant.seq} rank {flight.grant.receiver_rank}"
+    return " ".join(str(part) for part in action).replace("_", " ")
+
+
+# --- the world's own course -----------------------------------------------------------------------------
+
+
+def _deliver(world: World, action: Action, choices: Choices) -> None:
+    world.deliver(action[1], world.network.take(action[1]))
+
+
+def _stray(world: World, action: Action, choices: Choices) -> None:
+    world.deliver_stray(world.network.take_stray(action[1]))
+
+
+def _land(world: World, action: Action, choices: Choices) -> None:
+    world.land(action[1])
+
+
+def _told(world: World, action: Action, choices: Choices) -> None:
+    world.tell(action[1])
+
+
+def _vanish(world: World, action: Action, choices: Choices) -> None:
+    world.vanish(action[1])
+
+
+def _arrive(world: World, action: Action, choices: Choices) -> None:
+    world.arrive()
+
+
+def _gone(world: World, action: Action, choices: Choices) -> None:
+    """The transport proves that a dead sender process writes no more."""
+    _, sender, boot_id = action
+    world.dead_boots = tuple(dead for dead in world.dead_boots if dead != (sender, boot_id))
+    for rank in world.served_by[sender]:
+        world._from_receiver(rank, world.receivers[rank].quiesced(boot_id))
+
+
+def _tick(world: World, action: Action, choices: Choices) -> None:
+    world.tick(choices)
+
+
+def _enter(world: World, action: Action, choices: Choices) -> None:
+    world.enter(action[1], choices)
+
+
+def _leave(world: World, action: Action, choices: Choices) -> None:
+    world.leave(action[1], choices)
+
+
+def _time(world: World, action: Action, choices: Choices) -> None:
+    world.pass_time(choices)
+
+
+def _heal(world: World, action: Action, choices: Choices) -> None:
+    world.network.cut = False
+
+
+# --- faults ---------------------------------------------------------------------------------------------
+
+
+def _spend(world: World, kind: str, *, disturbs: bool) -> None:
+    world.budget[kind] -= 1
+    world.disturbed |= disturbs
+    world.note_fault(kind)
+
+
+def _duplicate(world: World, action: Action, choices: Choices) -> None:
+    """The message is delivered, and a copy stays behind, to come at any time."""
+    _spend(world, "duplicate", disturbs=False)
+    channel = action[1]
+    target = world.target(channel)
+    before = target.save(world.now)
+    message = world.network.take(channel)
+    world.deliver(channel, message)
+    took = target.save(world.now) != before
+    if not world.network.cut:
+        world.network.add_stray(Stray(channel, message, target.boot_id if took else 0))
+
+
+def _delay(world: World, action: Action, choices: Choices) -> None:
+    _spend(world, "delay", disturbs=False)
+    world.network.add_stray(Stray(action[1], world.network.take(action[1]), 0))
+
+
+def _drop(world: World, action: Action, choices: Choices) -> None:
+    _spend(world, "drop", disturbs=True)
+    world.network.take(action[1])
+
+
+def _heartbeat_loss(world: World, action: Action, choices: Choices) -> None:
+    _spend(world, "heartbeat_loss", disturbs=True)
+    world.network.take(action[1])
+
+
+def _poison(world: World, action: Action, choices: Choices) -> None:
+    _spend(world, "poison", disturbs=True)
+    spoilt = poison.spoil(world.network.take(action[1]), choices)
+    if spoilt is not None:
+        world.deliver(action[1], spoilt)
+
+
+def _abort(world: World, action: Action, choices: Choices) -> None:
+    _spend(world, "abort", disturbs=True)
+    for receiver in world.receivers:
+        if action[1] in receiver.rooms:
+            receiver.abort(action[1])
+
+
+def _sender_abort(world: World, action: Action, choices: Choices) -> None:
+    _spend(world, "abort", disturbs=True)
+    world._from_sender(action[1], world.senders[action[1]].abort(action[2], world.now))
+
+
+def _sender_crash(world: World, action: Action, choices: Choices) -> None:
+    _spend(world, "sender_crash", disturbs=True)
+    rank = action[1]
+    dead = world.senders[rank]
+    world.dead_boots += ((rank, dead.boot_id),)
+    world.senders[rank] = world._new_sender(rank, world.new_boot_id())
+    world.flights = tuple(
+        flight._replace(told=True) if flight.boot_id == dead.boot_id and world.sender_of[flight.grant.receiver_rank] == rank else flight
+        for flight in world.flights
+    )
+    world.flights = tuple(flight for flight in world.flights if not (flight.landed and flight.told))
+    for room in sorted(dead.rooms):
+        for lane in dead.rooms[room].lanes.values():
+            if lane.live:
+                total = dead.rooms[room].total_tokens
+                world._emit(Finished("sender", lane.receiver_rank, room, lane.epoch, "Failed", "CRASHED", total))
+        world.room_left(room)
+
+
+def _receiver_crash(world: World, action: Action, choices: Choices) -> None:
+    """One rank dies and comes back empty; the others lose it, and all speak under a new boot_id."""
+    _spend(world, "receiver_crash", disturbs=True)
+    rank = action[1]
+    boot_id = world.new_boot_id()
+    dead = world.receivers[rank]
+    world.reset_collective()
+    for room in sorted(dead.rooms):
+        world._emit(Finished("receiver", rank, room, dead.rooms[room].epoch, "Failed", "CRASHED", -1))
+    world.receivers[rank] = world._new_receiver(rank, boot_id)
+    world.memories[rank] = world._new_memory(rank)
+    world.incarnations[rank] += 1
+    for other in world.receivers:
+        if other.boot_id < boot_id:
+            other.rank_lost(boot_id)
+
+
+def _partition(world: World, action: Action, choices: Choices) -> None:
+    _spend(world, "partition", disturbs=True)
+    world.network.lose_all()
+    world.network.cut = True
+
+
+def _clock_jump(world: World, action: Action, choices: Choices) -> None:
+    """One side's clock leaps past its deadline (or its queue's): everything there is overdue at once."""
+    _spend(world, "clock_jump", disturbs=True)
+    time = world.scenario.time
+    leap = (time.resend_ticks, time.deadline_ticks, time.queue_deadline_ticks)[choices.pick(3, "leap")]
+    if action[1] == "sender":
+        for rank, sender in enumerate(world.senders):
+            saved = sender.save(world.now + leap)
+            sender.load(saved, world.now)
+            world._from_sender(rank, sender.tick(world.now))
+    else:
+        for receiver in world.receivers:
+            receiver.load(receiver.save(world.now + leap), world.now)
+        world.reset_collective()
+
+
+def _duplicate_room(world: World, action: Action, choices: Choices) -> None:
+    """A second submit of a live room is refused on both sides, and changes nothing there."""
+    _spend(world, "duplicate_room", disturbs=False)
+    for receiver in world.receivers:
+        _must_refuse(lambda owner=receiver: owner.submit(action[1], world.now), receiver, world)
+    for sender in world.senders:
+        if action[1] in sender.rooms:
+            _must_refuse(lambda owner=sender: owner.submit(action[1], 1, world.now), sender, world)
+
+
+def _must_refuse(submit, target, world: World) -> None:  # type: ignore[no-untyped-def]
+    before = target.save(world.now)
+    try:
+        submit()
+    except LocalError:
+        if target.save(world.now) == before:
+            return
+    raise AssertionError("a live room was submitted again and not refused without a trace")
+
+
+_DO = {
+    "deliver": _deliver, "stray": _stray, "land": _land, "told": _told, "vanish": _vanish, "arrive": _arrive,
+    "gone": _gone, "tick": _tick, "enter": _enter, "leave": _leave, "time": _time, "heal": _heal,
+    "duplicate": _duplicate, "delay": _delay, "drop": _drop, "heartbeat_loss": _heartbeat_loss, "poison": _poison,
+    "abort": _abort, "sender_abort": _sender_abort, "sender_crash": _sender_crash, "receiver_crash": _receiver_crash,
+    "partition": _partition, "clock_jump": _clock_jump, "duplicate_room": _duplicate_room,
+}  # fmt: skip

@@ -1,0 +1,560 @@
+"""The world: receivers, senders, memory and network under a virtual clock.
+
+A world offers a list of *actions* and applies the one that is picked. Whatever it leaves open inside an action (which
+blocks an allocator gives, say) is asked of ``choices``. There is no other source of nondeterminism: the same
+scenario and the same picks give the same run, and the same digest, byte for byte.
+
+Time moves only in the action ``time``, which is offered when nothing else can change anything, and then leaps to the
+next timer. So a deadline that fires means that somebody waited for something that was not coming.
+
+The protocol's decisions are all made in ``fsm``; what stands here is physics: messages travel, bytes land,
+processes die.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from typing import Any, NamedTuple
+
+from fsm.allocators import Choices, make_allocator
+from fsm.blocks import BlockLedger
+from fsm.effects import CopyOut, Effect, Ended, Moved, Recycle, Refused, Send, Stage, Unstage, Watermark, Write
+from fsm.errors import LocalError
+from fsm.events import (
+    Audited, Decided, Delivered, Executed, Finished, Granted, LedgerRefused, Note, Overtaken, Progressed, Repeated,
+    StateChanged, Wrote,
+)  # fmt: skip
+from fsm.invariants import Monitors
+from fsm.messages import Epoch, Grant, Layout, Message, describe
+from fsm.ranks import Agreed, Observation, fold
+from fsm.receiver import Receiver, ReceiverConfig
+from fsm.rules import Rules
+from fsm.sender import Sender, SenderConfig
+from fsm.timing import Timing
+from sim.memory import Header, Memory
+from sim.network import Network, Stray
+from sim.scenario import Request, Scenario
+
+Action = tuple[Any, ...]
+"""A kind and what it is done to: ``("deliver", 0)``, ``("tick",)``."""
+
+AUDIT_ALWAYS_BLOCKS = 32
+"""Up to this pool size the ledger is audited after every action; larger pools after every sixteenth, and at the end."""
+
+
+class Flight(NamedTuple):
+    """A write that has been started. ``landed``: its bytes are in memory; ``told``: the sender knows that it has ended.
+
+    ``incarnation`` is that of the receiver rank's memory, ``boot_id`` that of the sender's process.
+    """
+
+    grant: Grant
+    source_start: int
+    count: int
+    total_tokens: int
+    request: int
+    boot_id: int
+    incarnation: int
+    landed: bool
+    told: bool
+
+
+class World:
+    """One run. ``rules`` are those in force; ``flat`` drives the lifecycles by flat lookup; ``notes`` also records what
+    is only worth reading (messages); ``arrive_any_time`` lets requests that come later come at any moment."""
+
+    def __init__(
+        self,
+        scenario: Scenario,
+        rules: Rules,
+        *,
+        flat: bool = False,
+        notes: bool = False,
+        arrive_any_time: bool = False,
+    ) -> None:
+        self.scenario = scenario
+        self.rules = rules
+        self.flat = flat
+        self.notes = notes
+        self.arrive_any_time = arrive_any_time
+        ranks = scenario.ranks
+        self.receiver_ranks = range(ranks.receivers)
+        self.sender_of = [rank % ranks.senders for rank in self.receiver_ranks]
+        self.served_by = [[r for r in self.receiver_ranks if self.sender_of[r] == s] for s in range(ranks.senders)]
+        self.layout = Layout(
+            scenario.pool.block_tokens, 1, "int64", ("input_embeddings", "fill_ids", "mrope_positions"),
+            scenario.payload.deepstack_levels, 1,
+        )  # fmt: skip
+        time = scenario.time
+        self.timing = Timing(
+            time.deadline_ticks, time.queue_deadline_ticks, time.bootstrap_ticks, time.resend_ticks,
+            time.tombstone_ticks, time.heartbeat_ticks,
+        )  # fmt: skip
+        self.requests: tuple[Request, ...] = scenario.expanded_requests()
+        self.arrivals = sorted(range(len(self.requests)), key=lambda i: self.requests[i].arrives_at_tick)
+        self.arrived = 0
+        self.sending: dict[int, int] = {}
+        self.receiving: dict[tuple[int, Epoch], int] = {}
+        self.now: float = 0
+        self.ticks = 0
+        self.quiet = False
+        self.last_boot_id = 1
+        self.disturbed = False
+        self.incarnations = [0] * ranks.receivers
+        self.dead_boots: tuple[tuple[int, int], ...] = ()
+        self.entered: list[Observation | None] = [None] * ranks.receivers
+        self.agreed: Agreed | None = None
+        self.left: tuple[int, ...] = ()
+        self.skewed = 0
+        faults = scenario.faults
+        self.budget = {
+            "duplicate": faults.duplicate_max, "delay": faults.delay_max, "drop": faults.drop_max,
+            "abort": faults.abort_max, "sender_crash": faults.sender_crash_max,
+            "receiver_crash": faults.receiver_crash_max, "partition": faults.partition_max,
+            "clock_jump": faults.clock_jump_max, "poison": faults.poison_max,
+            "heartbeat_loss": faults.heartbeat_loss_max, "duplicate_room": faults.duplicate_room_max,
+        }  # fmt: skip
+        self.network = Network(ranks.receivers)
+        self.flights: tuple[Flight, ...] = ()
+        self.monitors = Monitors()
+        self.events: list[Any] = []
+        self.receivers = [self._new_receiver(rank, 1) for rank in self.receiver_ranks]
+        self.senders = [self._new_sender(rank, 1) for rank in range(ranks.senders)]
+        self.memories = [self._new_memory(rank) for rank in self.receiver_ranks]
+        self._receiver_effects: dict[type[Any], Callable[[int, Any], None]] = {
+            Send: self._receiver_sends, CopyOut: self._copy_out, Recycle: self._recycle,
+            Moved: self._receiver_moved, Watermark: self._watermark, Ended: self._receiver_ended,
+            Refused: self._refused,
+        }  # fmt: skip
+        self._sender_effects: dict[type[Any], Callable[[int, Any], None]] = {
+            Send: self._sender_sends, Write: self._write, Stage: self._stage, Unstage: self._unstage,
+            Moved: self._sender_moved, Ended: self._sender_ended,
+        }  # fmt: skip
+        self._submit_first()
+
+    # --- making ---------------------------------------------------------------------------------------
+
+    def _new_receiver(self, rank: int, boot_id: int) -> Receiver:
+        pool = self.scenario.pool
+        options: dict[str, int] = {}
+        if pool.allocator == "adversary":
+            options = {"refusals_max": pool.refusals_max}
+        elif pool.allocator == "stingy":
+            options = {"blocks_max": pool.stingy_blocks}
+        config = ReceiverConfig(
+            layout=self.layout,
+            rank=rank,
+            sender_rank=self.sender_of[rank],
+            total_tokens_max=self.scenario.payload.total_tokens_max,
+            grant_blocks_max=pool.grant_blocks_max or 0,
+            result_tokens=self.scenario.result.tokens,
+            landed_required=self.scenario.schedule.data_lags_status,
+            timing=self.timing,
+        )
+        ledger = BlockLedger(self.scenario.pool_blocks(rank), make_allocator(pool.allocator, **options))
+        return Receiver(config, ledger, boot_id=boot_id, rules=self.rules, flat=self.flat)
+
+    def _new_sender(self, rank: int, boot_id: int) -> Sender:
+        config = SenderConfig(
+            layout=self.layout,
+            rank=rank,
+            receiver_ranks=tuple(self.served_by[rank]),
+            source_blocks=self.scenario.source.blocks,
+            total_tokens_max=self.scenario.payload.total_tokens_max,
+            timing=self.timing,
+        )
+        return Sender(config, boot_id=boot_id, rules=self.rules, flat=self.flat)
+
+    def _new_memory(self, rank: int) -> Memory:
+        pool = self.scenario.pool
+        return Memory(self.scenario.pool_blocks(rank), pool.block_tokens, self.rules, pool.stale_header_tokens or 0)
+
+    def new_boot_id(self) -> int:
+        """Boot ids grow, across both sides."""
+        self.last_boot_id += 1
+        return self.last_boot_id
+
+    # --- arrivals -------------------------------------------------------------------------------------
+
+    def _submit_first(self) -> None:
+        first: list[int] = []
+        while self.arrived < len(self.arrivals) and self._may_arrive(0) and not self._next_arrival_tick():
+            first.append(self.arrivals[self.arrived])
+            self.sending[self.requests[first[-1]].room] = first[-1]
+            self.arrived += 1
+        order = list(reversed(first)) if self.scenario.schedule.sender_order == "reversed" else first
+        for index in order:
+            self._submit_to_senders(index)
+        for index in first:
+            self._submit_to_receivers(index)
+
+    def _next_arrival_tick(self) -> int:
+        return self.requests[self.arrivals[self.arrived]].arrives_at_tick
+
+    def _may_arrive(self, ticks: int) -> bool:
+        """Whether the next request may arrive: its time has come, and its room is free on both sides."""
+        if self.arrived >= len(self.arrivals):
+            return False
+        request = self.requests[self.arrivals[self.arrived]]
+        if request.arrives_at_tick > ticks and not self.arrive_any_time:
+            return False
+        room = request.room
+        return room not in self.sending and not any(room in receiver.rooms for receiver in self.receivers)
+
+    def arrive(self) -> None:
+        """The next request is submitted on both sides."""
+        index = self.arrivals[self.arrived]
+        self.arrived += 1
+        self._submit_to_senders(index)
+        self._submit_to_receivers(index)
+
+    def _submit_to_senders(self, index: int) -> None:
+        request = self.requests[index]
+        self.sending[request.room] = index
+        payload = self.scenario.payload
+        for rank, sender in enumerate(self.senders):
+            if self.served_by[rank]:
+                try:
+                    effects = sender.submit(
+                        request.room, request.tokens, self.now, has_mrope=payload.mrope,
+                        has_deepstack=payload.deepstack_levels > 0,
+                    )  # fmt: skip
+                except LocalError as error:  # refused at submit: larger than the source pool, say
+                    self._note("refused", f"sender {rank}: {error}")
+                    self.sending.pop(request.room, None)
+                    continue
+                self._from_sender(rank, effects)
+
+    def _submit_to_receivers(self, index: int) -> None:
+        request = self.requests[index]
+        for rank in self.receiver_ranks:
+            receiver = self.receivers[rank]
+            effects = receiver.submit(request.room, self.now, early_tokens=request.grant_tokens or 0)
+            self.receiving[request.room, receiver.rooms[request.room].epoch] = index
+            self._from_receiver(rank, effects)
+
+    # --- ticks ----------------------------------------------------------------------------------------
+
+    def tick(self, choices: Choices) -> None:
+        """One tick of the receivers' loop, all ranks in step."""
+        self.ticks += 1
+        before = self._refusals_left()
+        observations = [
+            receiver.observe(self.now, choices, memory.header_total)
+            for receiver, memory in zip(self.receivers, self.memories, strict=True)
+        ]
+        agreed = fold(tuple(observations), self.rules)
+        changed = False
+        for rank in self.receiver_ranks:
+            changed |= self._decide(rank, agreed, choices)
+        self.quiet = not changed and before == self._refusals_left()
+
+    def _refusals_left(self) -> list[Hashable]:
+        if self.scenario.pool.allocator != "adversary":
+            return []
+        return [receiver.ledger.allocator.save() for receiver in self.receivers]
+
+    def _decide(self, rank: int, agreed: Agreed, choices: Choices) -> bool:
+        receiver = self.receivers[rank]
+        effects = receiver.decide(agreed, self.now, choices)
+        if len(self.receivers) > 1:
+            moves = tuple((effect.room, effect.event) for effect in effects if type(effect) is Moved)
+            self._emit(Decided(self.ticks, rank, moves))
+        if receiver.waiting and receiver.ledger.free_count:
+            for effect in effects:
+                if type(effect) is Send and type(effect.message) is Grant and not effect.message.seq and not effect.resend:
+                    self._emit(Overtaken(rank, effect.message.room, receiver.waiting))
+        self._from_receiver(rank, effects)
+        return bool(effects)
+
+    def enter(self, rank: int, choices: Choices) -> None:
+        """A rank enters the collective with what it has seen so far; the last one completes it."""
+        self.entered[rank] = self.receivers[rank].observe(self.now, choices, self.memories[rank].header_total)
+        observations = [entered for entered in self.entered if entered is not None]
+        if len(observations) == len(self.receivers):
+            self.agreed = fold(tuple(observations), self.rules)
+            self.ticks += 1
+            self.quiet = True
+
+    def leave(self, rank: int, choices: Choices) -> None:
+        """A rank comes out of the collective and acts on what was agreed."""
+        if self.agreed is None:
+            raise LocalError(f"rank {rank} cannot leave: the collective is not complete")
+        if self._decide(rank, self.agreed, choices):
+            self.quiet = False
+        self.left += (rank,)
+        if len(self.left) == len(self.receivers):
+            self.reset_collective()
+
+    def reset_collective(self) -> None:
+        """The collective is over, or has failed for want of a rank."""
+        self.entered = [None] * len(self.receivers)
+        self.agreed, self.left, self.skewed = None, (), 0
+
+    # --- time -----------------------------------------------------------------------------------------
+
+    def next_timer(self) -> float | None:
+        """When the next timer of any process fires."""
+        times = [process.next_timer_s() for process in (*self.receivers, *self.senders)]
+        return min((time for time in times if time is not None), default=None)
+
+    def pass_time(self, choices: Choices) -> None:
+        """Leap to the next timer, and let everybody look at the clock."""
+        timer = self.next_timer()
+        self.now = self.now if timer is None else max(timer, self.now)
+        for rank, sender in enumerate(self.senders):
+            self._from_sender(rank, sender.tick(self.now))
+        self.reset_collective()
+        self.tick(choices)
+        self.quiet = False
+
+    # --- messages -------------------------------------------------------------------------------------
+
+    def deliver(self, channel: int, message: Message) -> None:
+        """Hand a message to whom it is for."""
+        if self.notes:
+            self._note("receive", f"{self.target_name(channel)} <- {describe(message)}")
+        rank = channel // 2
+        if channel % 2:
+            self._from_receiver(rank, self.receivers[rank].receive(message, self.now))
+        else:
+            sender = self.sender_of[rank]
+            self._from_sender(sender, self.senders[sender].receive(message, self.now))
+
+    def deliver_stray(self, stray: Stray) -> None:
+        """The same for a stray; if it repeats what this process took already, nothing may change (I8)."""
+        target = self.target(stray.channel)
+        if stray.repeats != target.boot_id:
+            self.deliver(stray.channel, stray.message)
+            return
+        before = target.save(self.now)
+        self.deliver(stray.channel, stray.message)
+        changed = "" if target.save(self.now) == before else "its state changed"
+        self._emit(Repeated(self.target_name(stray.channel), describe(stray.message), changed))
+
+    def target(self, channel: int) -> Receiver | Sender:
+        """Who is at the end of a channel."""
+        rank = channel // 2
+        return self.receivers[rank] if channel % 2 else self.senders[self.sender_of[rank]]
+
+    def target_name(self, channel: int) -> str:
+        """The same in words."""
+        rank = channel // 2
+        return f"receiver {rank}" if channel % 2 else f"sender {self.sender_of[rank]}"
+
+    # --- writes ---------------------------------------------------------------------------------------
+
+    def land(self, index: int) -> None:
+        """The bytes of a write arrive; unless completions come on their own, the sender learns of it at once."""
+        flight = self.flights[index]
+        self._put(flight)
+        schedule = self.scenario.schedule
+        if schedule.data_lags_status:
+            self._replace_flight(index, flight._replace(landed=True))
+            grant = flight.grant
+            rank = grant.receiver_rank
+            if self.incarnations[rank] == flight.incarnation:
+                self._from_receiver(rank, self.receivers[rank].landed(grant.room, grant.epoch, grant.seq, self.now))
+        else:
+            self._replace_flight(index, flight._replace(landed=True, told=True))
+            self._tell_sender(flight)
+
+    def tell(self, index: int) -> None:
+        """The sender learns that its write has ended."""
+        flight = self.flights[index]
+        self._replace_flight(index, flight._replace(told=True))
+        self._tell_sender(flight)
+
+    def vanish(self, index: int) -> None:
+        """A write of a process that is dead never happens."""
+        self._replace_flight(index, self.flights[index]._replace(landed=True, told=True))
+
+    def _replace_flight(self, index: int, flight: Flight) -> None:
+        kept = () if flight.landed and flight.told else (flight,)
+        self.flights = self.flights[:index] + kept + self.flights[index + 1 :]
+
+    def _tell_sender(self, flight: Flight) -> None:
+        grant = flight.grant
+        rank = self.sender_of[grant.receiver_rank]
+        sender = self.senders[rank]
+        if sender.boot_id == flight.boot_id:
+            self._from_sender(rank, sender.sent(grant.room, grant.epoch, grant.receiver_rank, grant.seq, self.now))
+
+    def _put(self, flight: Flight) -> None:
+        grant = flight.grant
+        rank = grant.receiver_rank
+        if self.incarnations[rank] != flight.incarnation:
+            return  # that memory is gone with its process
+        ledger = self.receivers[rank].ledger
+        reached = -(-flight.count // self.scenario.pool.block_tokens)
+        trespass = ""
+        for ref in grant.blocks[:reached]:
+            if not ledger.may_write(ref, grant.room, grant.epoch, grant.seq):
+                record = ledger.record(ref.block)
+                trespass = (
+                    f"a write of room {grant.room} seq {grant.seq} landed in block {ref.block} (generation {ref.generation}), "
+                    f"which is {record.state} (generation {record.generation})"
+                    + (f" and belongs to room {record.owner.room} seq {record.owner.seq}" if record.owner else "")
+                )
+                break
+        blocks = [ref.block for ref in grant.blocks]
+        header = Header(flight.total_tokens, flight.request + 1) if grant.start == 0 else None
+        self.memories[rank].write(blocks, flight.request, flight.source_start, flight.count, header)
+        self._emit(Wrote(rank, grant.room, grant.epoch, grant.seq, grant.start, flight.count, trespass))
+
+    # --- effects --------------------------------------------------------------------------------------
+
+    def _from_receiver(self, rank: int, effects: list[Effect]) -> None:
+        for effect in effects:
+            self._receiver_effects[type(effect)](rank, effect)
+
+    def _from_sender(self, rank: int, effects: list[Effect]) -> None:
+        for effect in effects:
+            self._sender_effects[type(effect)](rank, effect)
+
+    def _receiver_sends(self, rank: int, effect: Send) -> None:
+        message = effect.message
+        if type(message) is Grant and not effect.resend:
+            self._emit(
+                Granted(rank, message.room, message.epoch, message.seq, message.start, message.capacity, message.blocks)
+            )
+        self._send(2 * rank, effect, f"receiver {rank}")
+
+    def _sender_sends(self, rank: int, effect: Send) -> None:
+        self._send(2 * effect.message.receiver_rank + 1, effect, f"sender {rank}")
+
+    def _send(self, channel: int, effect: Send, who: str) -> None:
+        sent = self.network.send(channel, effect.message)
+        if self.notes:
+            how = "resend" if effect.resend else "send"
+            self._note(how if sent else "lost", f"{who} -> {describe(effect.message)}")
+
+    def _copy_out(self, rank: int, effect: CopyOut) -> None:
+        request = self.receiving[effect.room, effect.epoch]
+        memory = self.memories[rank]
+        blocks = [ref.block for ref in effect.blocks]
+        wrong = memory.wrong(blocks, request, effect.start, effect.count)
+        delta = memory.headers[blocks[0]].delta if effect.first else 0
+        if effect.first and not wrong and delta != request + 1:
+            wrong = f"the position delta was read from block {blocks[0]} and is not that of this request"
+        self._emit(Delivered(rank, effect.room, effect.epoch, effect.seq, effect.start, effect.count, wrong))
+        self._from_receiver(rank, self.receivers[rank].copied(effect.room, effect.epoch, effect.seq, delta, self.now))
+
+    def _recycle(self, rank: int, effect: Recycle) -> None:
+        self.memories[rank].recycle(effect.blocks, effect.clear_headers)
+
+    def _receiver_moved(self, rank: int, effect: Moved) -> None:
+        self._emit(
+            StateChanged("receiver", rank, effect.room, effect.epoch, effect.event, effect.source, effect.target)
+        )
+
+    def _sender_moved(self, rank: int, effect: Moved) -> None:
+        self._emit(
+            StateChanged(
+                "sender", effect.receiver_rank, effect.room, effect.epoch, effect.event, effect.source, effect.target
+            )
+        )
+
+    def _watermark(self, rank: int, effect: Watermark) -> None:
+        self._emit(Progressed(rank, effect.room, effect.epoch, effect.tokens))
+
+    def _receiver_ended(self, rank: int, effect: Ended) -> None:
+        self._finished("receiver", effect)
+
+    def _sender_ended(self, rank: int, effect: Ended) -> None:
+        self._finished("sender", effect)
+
+    def _finished(self, side: str, effect: Ended) -> None:
+        index = self.sending.get(effect.room, -1)
+        if side == "receiver" and effect.epoch is not None:
+            index = self.receiving.get((effect.room, effect.epoch), -1)
+        total = self.requests[index].tokens if index >= 0 else -1
+        self._emit(
+            Finished(
+                side, effect.receiver_rank, effect.room, effect.epoch, effect.state, effect.reason, total,
+                not self.disturbed,
+            )
+        )  # fmt: skip
+        self.room_left(effect.room)
+
+    def room_left(self, room: int) -> None:
+        """Forget who sends a room once no sender has it any more."""
+        if room in self.sending and not any(room in sender.rooms for sender in self.senders):
+            del self.sending[room]
+
+    def _refused(self, rank: int, effect: Refused) -> None:
+        self._emit(LedgerRefused(rank, effect.room, effect.property, effect.text))
+
+    def _write(self, rank: int, effect: Write) -> None:
+        grant = effect.grant
+        self._emit(
+            Executed(grant.receiver_rank, grant.room, grant.epoch, grant.seq, grant.start, effect.count)
+        )
+        flight = Flight(
+            grant, effect.source_start, effect.count, effect.total_tokens, self.sending[grant.room],
+            self.senders[rank].boot_id, self.incarnations[grant.receiver_rank], False, False,
+        )  # fmt: skip
+        if self.scenario.schedule.status_lags_data and not self.scenario.schedule.data_lags_status:
+            self._put(flight)
+            flight = flight._replace(landed=True)
+        self.flights += (flight,)
+
+    def _stage(self, rank: int, effect: Stage) -> None:
+        self._from_sender(rank, self.senders[rank].staged(effect.room, self.now))
+
+    def _unstage(self, rank: int, effect: Unstage) -> None:
+        self.room_left(effect.room)
+
+    # --- seeing ---------------------------------------------------------------------------------------
+
+    def _emit(self, event: Any) -> None:
+        self.events.append(event)
+        self.monitors.take(event)
+
+    def _note(self, kind: str, text: str) -> None:
+        if self.notes:
+            self.events.append(Note(kind, text))
+
+    def note_fault(self, text: str) -> None:
+        """Record that something went wrong on purpose."""
+        self._note("fault", text)
+
+    def audit(self) -> None:
+        """I3, on every rank."""
+        for rank, receiver in enumerate(self.receivers):
+            text = receiver.ledger.audit()
+            if text:
+                self._emit(Audited(rank, text))
+
+    def all_ended(self) -> bool:
+        """Whether every request has arrived and ended on both sides."""
+        return (
+            self.arrived == len(self.arrivals)
+            and not any(receiver.rooms for receiver in self.receivers)
+            and not any(sender.rooms for sender in self.senders)
+        )
+
+    def done(self) -> bool:
+        """Whether the run is over: all have ended, nothing is under way, nothing is awaited."""
+        return (
+            self.all_ended()
+            and self.network.empty
+            and not self.network.cut
+            and not self.flights
+            and not self.dead_boots
+            and not any(t.abort or t.holds_blocks for r in self.receivers for t in r.tombstones.values())
+            and not any(t.abort for s in self.senders for t in s.tombstones.values())
+        )
+
+    def left_behind(self) -> str:
+        """L2: what is still owned or held now that all is over; empty if nothing is."""
+        for rank, receiver in enumerate(self.receivers):
+            free, blocks = receiver.ledger.free_count, len(receiver.ledger)
+            if free != blocks:
+                return f"receiver {rank}: {blocks - free} of {blocks} blocks are not free"
+            if self.scenario.result.tokens and receiver.free_result_tokens != self.scenario.result.tokens:
+                return f"receiver {rank}: {self.scenario.result.tokens - receiver.free_result_tokens} result tokens are reserved"
+        for rank, sender in enumerate(self.senders):
+            if sender.free_source_blocks != self.scenario.source.blocks:
+                return f"sender {rank}: {self.scenario.source.blocks - sender.free_source_blocks} source blocks are pinned"
+        return ""
