@@ -41,7 +41,6 @@ _MOVES: Final[dict[tuple[str, str], BlockState]] = {
 _FREEING: Final = tuple(event for (_, event), target in _MOVES.items() if target is _FREE)
 
 _GUARDED_PROPERTY: Final = {
-    "reserve": "I3",
     "grant": "I3",
     "land": "I1",
     "read": "I2",

@@ -20,7 +20,7 @@ class Send(NamedTuple):
 
 
 class CopyOut(NamedTuple):
-    """Copy ``count`` tokens out of landed blocks to ``start`` of the request's result, then call ``copied``.
+    """Copy ``tokens`` tokens out of landed blocks to ``start`` of the request's result, then call ``copied``.
 
     Token ``start + i`` lies in ``blocks[i // block_tokens]`` at ``i % block_tokens``. ``first`` says that the first
     block's aux header carries the position delta (R4: it is read this once and never again).
@@ -30,7 +30,7 @@ class CopyOut(NamedTuple):
     epoch: Epoch
     seq: int
     start: int
-    count: int
+    tokens: int
     blocks: tuple[BlockRef, ...]
     first: bool
 
@@ -59,11 +59,11 @@ class Unstage(NamedTuple):
 
 
 class Write(NamedTuple):
-    """Write ``count`` tokens from source token ``source_start`` into the grant's blocks, then call ``sent``."""
+    """Write ``tokens`` tokens from source token ``source_start`` into the grant's blocks, then call ``sent``."""
 
     grant: Grant
     source_start: int
-    count: int
+    tokens: int
     total_tokens: int
 
 

@@ -100,9 +100,10 @@ class Finished(Event, tag="finished"):
 
 
 class Decided(Event, tag="decided"):
-    """What one rank decided in one collective tick: (room, table event) in order."""
+    """What one of ``ranks`` ranks decided in one collective tick: (room, table event) in order. ``ranks`` = 0: the
+    collective was lost before every rank had come out of it."""
 
-    tick: int
+    ranks: int
     receiver_rank: int
     decisions: tuple[tuple[int, str], ...]
 

@@ -212,7 +212,7 @@ class OnceEach(Checker):
 
 
 class RanksAgree(Checker):
-    """I7. Compares what the ranks decided in one collective tick."""
+    """I7. Compares what the ranks decided in one collective tick; remembers it until the last rank has decided."""
 
     name = "I7"
 
@@ -220,19 +220,15 @@ class RanksAgree(Checker):
         return {Decided: self._decided}
 
     def _decided(self, event: Decided) -> Verdict:
-        known = self.memory.get("tick")
-        if known is None or known[0] != event.tick:
-            self.memory["tick"] = (event.tick, event.receiver_rank, event.decisions)
-            return None
-        if known[2] != event.decisions:
-            return self.broken(
-                f"tick {event.tick}: rank {known[1]} decided {known[2]}, rank {event.receiver_rank} {event.decisions}"
-            )
+        known = self.memory.pop("open", None)
+        if event.ranks == 0:
+            return None  # the collective was lost with a rank; whoever had left it decided alone, and that is all
+        rank, decisions, seen = known or (event.receiver_rank, event.decisions, 0)
+        if decisions != event.decisions:
+            return self.broken(f"rank {rank} decided {decisions}, rank {event.receiver_rank} {event.decisions}")
+        if seen + 1 < event.ranks:
+            self.memory["open"] = (rank, decisions, seen + 1)
         return None
-
-    def save(self) -> Hashable:
-        """Empty between ticks: nothing is compared across ticks."""
-        return ()
 
 
 class DuplicatesDoNothing(Checker):

@@ -10,7 +10,7 @@ The rules, in the numbering of ``docs/protocol.md``:
 * R1, progress is what the sender says it committed: :func:`progress`, :func:`committed_after`;
 * R2, a resume is decided once per watermark: :func:`resume_due`;
 * R6, nobody waits while holding what another needs: :func:`blocks_needed`, :func:`blocks_wanted`,
-  :func:`blocks_for_early_grant`, :func:`grant_capacity`;
+  :func:`blocks_for_early_grant`, :func:`result_needed`, :func:`grant_capacity`;
 * R7, all ranks decide alike: :func:`fold_known`, :func:`verdict`.
 """
 
@@ -57,7 +57,7 @@ class IntOps:
 
 
 INT: Ops = IntOps()
-ARRAY: Ops = np  # type: ignore[assignment]  # numpy's module functions have just these names
+ARRAY: Ops = np  # numpy's module functions have just these names
 
 UNKNOWN = -1
 """A total or a set of flags that has not been told yet."""
@@ -104,6 +104,15 @@ def blocks_wanted(ops: Ops, tokens: Number, block_tokens: Number, grant_blocks_m
 def blocks_for_early_grant(ops: Ops, available: Number) -> Number:
     """R6: an early grant leaves at least one landing block free, so that staged payload finds one."""
     return ops.maximum(available - 1, 0)
+
+
+def result_needed(ops: Ops, total: Number, limit: Number) -> Number:
+    """R6: the free result memory, in tokens, that a first grant asks for: the whole total, once it is known.
+
+    An early grant takes ``limit``, the longest request there may be, and leaves as much again: else the memory is
+    held by requests that wait to be staged, while what is staged, and holds the source pool, waits for memory.
+    """
+    return ops.where(total > UNKNOWN, total, limit + limit)
 
 
 def grant_capacity(ops: Ops, tokens: Number, blocks: Number, block_tokens: Number) -> Number:
@@ -153,5 +162,8 @@ def verdict(
 
 
 def expired(now_s: Number, since_s: Number, limit_s: Number) -> Number:
-    """R9: a deadline counted from the last progress has passed."""
-    return now_s - since_s >= limit_s
+    """R9: a deadline counted from the last progress has passed.
+
+    Written as the sum that timers are set to, so that the two never differ by a rounding.
+    """
+    return now_s >= since_s + limit_s

@@ -287,7 +287,7 @@ def encode(message: Message) -> bytes:
     try:
         data = _ENCODER.encode(_Envelope(WIRE_VERSION, message))
         _DECODER.decode(data)
-    except (ValueError, TypeError, OverflowError) as error:
+    except (msgspec.MsgspecError, ValueError, TypeError, OverflowError) as error:
         raise LocalError(f"cannot encode this {kind_of(message)}: {error}") from error
     return data
 

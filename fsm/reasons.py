@@ -27,6 +27,7 @@ class Reason(IntEnum):
     MISMATCH = 14
     PROTOCOL = 15
     INTERNAL = 16
+    PEER_GONE = 17
 
     @property
     def by_deadline(self) -> bool:

@@ -11,7 +11,7 @@ from fsm.kernel import UNKNOWN
 from fsm.lifecycle import RECEIVER_FIVE_STATE_TABLE, ReceiverLifecycle
 from fsm.messages import Abort, BlockRef, Epoch, Grant, Message, Status
 from fsm.reasons import Reason
-from fsm.table import Table
+from fsm.table import Lifecycle, Table
 
 
 class Chunk(NamedTuple):
@@ -19,7 +19,7 @@ class Chunk(NamedTuple):
 
     seq: int
     start: int
-    count: int
+    tokens: int
     blocks: tuple[BlockRef, ...]
     reading: bool
 
@@ -27,7 +27,8 @@ class Chunk(NamedTuple):
 _PLAIN = (
     "state", "room", "epoch", "early_tokens", "registered", "total_tokens", "flags", "word_tokens", "landed_tokens",
     "landed_seq", "grant", "closing", "chunks", "next_seq", "handled_tokens", "last_resume_at", "delivered_tokens",
-    "reserved_tokens", "position_delta", "failure", "notes", "pending", "peer_boot_id", "peer_queue_s", "resumes",
+    "reserved_tokens", "position_delta", "failure", "notes", "pending", "peer_boot_id", "peer_queue_s", "peer_gone",
+    "total_agreed", "resumes",
 )  # fmt: skip
 
 
@@ -37,7 +38,8 @@ class ReceiverRoom(ReceiverLifecycle):
     ``word_tokens`` is the sender's word, ``landed_tokens`` the own completion, ``handled_tokens`` the agreed watermark
     up to which chunks were taken, ``delivered_tokens`` how many of them are in the result. ``grant`` is the one grant
     that is out; ``closing`` its STATUS, where the transport's own completion is still awaited. ``pending`` is the
-    message that awaits an answer and is sent again until it comes. ``notes`` belongs to wrong rules alone.
+    message that awaits an answer and is sent again until it comes. ``peer_gone``: the process that it was registered
+    with was proved to write no more. ``total_agreed``: every rank knows the total. ``notes`` belongs to wrong rules alone.
     """
 
     __slots__ = (*(name for name in _PLAIN if name != "state"), "progress_at", "resend_at")
@@ -67,6 +69,8 @@ class ReceiverRoom(ReceiverLifecycle):
         self.pending: Message | None = None
         self.peer_boot_id = 0
         self.peer_queue_s = 0.0
+        self.peer_gone = False
+        self.total_agreed = False
         self.resumes = 0
         self.progress_at = now_s
         self.resend_at = now_s
@@ -79,15 +83,17 @@ class ReceiverRoom(ReceiverLifecycle):
         """Whether anything is still expected from the sender (R8)."""
         return self.total_tokens == UNKNOWN or self.landed_tokens < self.total_tokens
 
-    def save(self, now_s: float) -> tuple[Any, ...]:
-        """Everything that may influence the future, hashable; times relative to ``now_s``."""
-        return (*_SAVED(self), self.progress_at - now_s, self.resend_at - now_s)
+    def save(self, now_s: float, longest_s: float) -> tuple[Any, ...]:
+        """Everything that may influence the future, hashable; times relative to ``now_s``. Ages beyond ``longest_s``,
+        when every deadline has passed, are all alike."""
+        resend = self.resend_at - now_s if self.pending is not None else 0
+        return (*_SAVED(self), max(self.progress_at - now_s, -longest_s), resend)
 
     @classmethod
     def load(cls, saved: tuple[Any, ...], now_s: float) -> ReceiverRoom:
         """The room that ``save`` described; its history starts empty."""
         room = cls.__new__(cls)
-        room.history = []
+        Lifecycle.__init__(room)
         for name, value in zip(_PLAIN, saved, strict=False):
             setattr(room, name, value)
         room.progress_at = saved[-2] + now_s
@@ -108,12 +114,12 @@ _SAVED = attrgetter(*_PLAIN)
 class Tombstone:
     """What is left of a request that ended: late messages hit it, and its quarantined blocks hang on it.
 
-    ``abort`` is sent again until it is acknowledged. ``held`` are blocks that await a quiescence proof, under
-    ``owner``; ``reading`` those whose copy out has not ended. A tombstone that holds blocks never expires.
+    ``abort`` is sent again until it is acknowledged. ``held`` are blocks that await a quiescence proof, those of grant
+    ``held_seq``; ``reading`` those whose copy out has not ended. A tombstone that holds blocks never expires.
     """
 
     __slots__ = (
-        "abort", "acknowledged", "epoch", "executed_seq", "expires_at", "held", "landed_seq", "owner", "peer_boot_id",
+        "abort", "acknowledged", "epoch", "executed_seq", "expires_at", "held", "held_seq", "landed_seq", "peer_boot_id",
         "reading", "reason", "resend_at", "room", "state",
     )  # fmt: skip
 
@@ -127,7 +133,7 @@ class Tombstone:
         self.abort: Abort | None = None
         self.acknowledged = False
         self.executed_seq = -1
-        self.owner: Owner | None = None
+        self.held_seq = -1
         self.held: tuple[BlockRef, ...] = ()
         self.reading: tuple[Chunk, ...] = ()
         self.expires_at = expires_at
@@ -138,10 +144,18 @@ class Tombstone:
         """Whether blocks still hang on this tombstone."""
         return bool(self.held or self.reading)
 
+    def expired(self, now_s: float) -> bool:
+        """R8: whether it may go."""
+        return now_s >= self.expires_at and not self.holds_blocks
+
+    def due(self, now_s: float) -> bool:
+        """Whether a tick at ``now_s`` has anything to do here."""
+        return self.expired(now_s) or (self.abort is not None and now_s >= self.resend_at)
+
     def save(self, now_s: float) -> tuple[Any, ...]:
         """As for a room; times relative to ``now_s``."""
         resend = self.resend_at - now_s if self.abort is not None else 0
-        return (*_TOMB_SAVED(self), self.expires_at - now_s, resend)
+        return (*_TOMB_SAVED(self), max(self.expires_at - now_s, 0), resend)
 
     @classmethod
     def load(cls, saved: tuple[Any, ...], now_s: float) -> Tombstone:

@@ -23,8 +23,11 @@ from fsm.table import Table
 
 if TYPE_CHECKING:
     from fsm.blocks import BlockLedger, Owner
-    from fsm.receiver import Receiver, ReceiverRoom
-    from fsm.sender import Lane, Sender, SenderRoom
+    from fsm.receiver import Receiver
+    from fsm.receiver_facts import FactKeeper
+    from fsm.receiver_room import ReceiverRoom
+    from fsm.sender import Sender
+    from fsm.sender_room import Lane, SenderRoom
 
 Headers = Callable[[int], int]
 """Block number -> word 0 of its aux header. Only wrong rules ever call it (R1)."""
@@ -119,7 +122,11 @@ def read_landed(ledger: BlockLedger, owner: Owner, refs: tuple[BlockRef, ...]) -
     ledger.read(owner, refs)
 
 
-def refuse_unmatched(receiver: Receiver, message: Any, now_s: float) -> None:
+def claim_nothing(room: ReceiverRoom, agreed_tokens: int) -> None:
+    """R1: a grant that is open has not landed, whatever anybody reads in its blocks."""
+
+
+def refuse_unmatched(receiver: FactKeeper, message: Any, now_s: float) -> None:
     """R8: a message for a room that does not exist, or for another epoch, makes nothing."""
 
 
@@ -206,7 +213,8 @@ class Rules:
     starved: Callable[[Receiver, ReceiverRoom], None] = wait_quietly
     settle: Callable[[BlockLedger, Owner, tuple[BlockRef, ...]], bool] = quarantine_until_proof
     read_guard: Callable[[BlockLedger, Owner, tuple[BlockRef, ...]], None] = read_landed
-    unmatched: Callable[[Receiver, Any, float], None] = refuse_unmatched
+    claim: Callable[[ReceiverRoom, int], None] = claim_nothing
+    unmatched: Callable[[FactKeeper, Any, float], None] = refuse_unmatched
     status_exact: Callable[[Grant, int, int], bool] = status_must_match
     header_clearing: Callable[[], bool] = clear_headers
     grant_kind: Callable[[Lane, Grant], GrantKind] = by_seq

@@ -29,14 +29,27 @@ from fsm.timing import Timing
 
 @dataclass(frozen=True)
 class SenderConfig:
-    """What a sender rank is told once. ``source_blocks`` bounds the payload that is staged at one time."""
+    """What a sender rank is told once. Raises :class:`LocalError` for a size that is out of range."""
 
     layout: Layout
     rank: int = 0
     receiver_ranks: tuple[int, ...] = (0,)
+    """Those that this rank serves: each r with ``r mod senders`` equal to ``rank``."""
+    senders: int = 1
+    """How many sender ranks serve one receiver. With several, each also waits for what the others stage (R9)."""
     source_blocks: int = 64
+    """The source pool: bounds the payload that is staged at one time."""
     total_tokens_max: int = 1 << 20
+    """A longer request is refused."""
     timing: Timing = Timing()
+
+    def __post_init__(self) -> None:
+        for name in ("senders", "source_blocks", "total_tokens_max"):
+            if getattr(self, name) < 1:
+                raise LocalError(f"{name}={getattr(self, name)}: expected 1 or more")
+        ranks = self.receiver_ranks
+        if self.rank < 0 or min(ranks, default=0) < 0 or len(set(ranks)) != len(ranks):
+            raise LocalError(f"rank={self.rank}, receiver_ranks={ranks}: expected different ranks from 0 up")
 
 
 class Sender:
@@ -51,6 +64,8 @@ class Sender:
         flat: bool = False,
         lane_class: type[Lane] = Lane,
     ) -> None:
+        if boot_id < 1:
+            raise LocalError(f"boot_id={boot_id}: expected 1 or more; 0 stands for a process that was never seen")
         self.config = config
         self.boot_id = boot_id
         self.rules = rules
@@ -81,6 +96,8 @@ class Sender:
         Raises :class:`LocalError` if the room is in use here, the length is out of range, or the payload is larger
         than the whole source pool (R6); nothing is changed then.
         """
+        if not 0 <= room < 1 << 63:
+            raise LocalError(f"room {room}: expected 0 to 2**63 - 1")
         if room in self.rooms:
             raise LocalError(f"room {room} is in use here; wait for its end or use another")
         if not 1 <= total_tokens <= self.config.total_tokens_max:
@@ -140,8 +157,11 @@ class Sender:
     def receive(self, message: Message, now_s: float) -> list[Effect]:
         """Take one message from a receiver rank. Never raises on account of what the message says (R11)."""
         out = self._out = []
+        if message.sender_rank != self.config.rank or message.receiver_rank not in self.peer_boot_ids:
+            self._on_misaddressed(message)
+            return out
         handler = self._handlers.get(type(message))
-        if handler is not None and message.receiver_rank in self.peer_boot_ids:
+        if handler is not None:
             handler(message, now_s)
         return out
 
@@ -153,20 +173,20 @@ class Sender:
             for lane in tuple(record.lanes.values()):
                 if not lane.live:
                     continue
-                if self.rules.deadlines() and kernel.expired(now_s, lane.progress_at, self._limit_s(record, lane)):
-                    self._fail(record, lane, self._overdue(record, lane), now_s, tell=True)
+                limit_s, reason = self._limit(record, lane)
+                if self.rules.deadlines() and kernel.expired(now_s, lane.progress_at, limit_s):
+                    self._fail(record, lane, reason, now_s, tell=True)
                 elif lane.pending is not None and now_s >= lane.resend_at:
                     lane.resend_at = now_s + timing.resend_s
                     self._out.append(Send(lane.pending, resend=True))
-        gone = []
-        for key, tombstone in self.tombstones.items():
+        due = [key for key, tombstone in self.tombstones.items() if tombstone.due(now_s)]
+        for key in sorted(due):  # by name, not by age: a sender that was loaded must do the same as one that ran
+            tombstone = self.tombstones[key]
             if now_s >= tombstone.expires_at:
-                gone.append(key)
-            elif tombstone.abort is not None and now_s >= tombstone.resend_at:
+                del self.tombstones[key]
+            elif tombstone.abort is not None:
                 tombstone.resend_at = now_s + timing.resend_s
                 self._out.append(Send(tombstone.abort, resend=True))
-        for key in gone:
-            del self.tombstones[key]
         if timing.heartbeat_s and now_s >= self.heartbeat_at:
             self.heartbeat_at = now_s + timing.heartbeat_s
             for rank in self.config.receiver_ranks:
@@ -179,7 +199,7 @@ class Sender:
         for record in self.rooms.values():
             for lane in record.lanes.values():
                 if lane.live and self.rules.deadlines():
-                    times.append(lane.progress_at + self._limit_s(record, lane))
+                    times.append(lane.progress_at + self._limit(record, lane)[0])
                 if lane.live and lane.pending is not None:
                     times.append(lane.resend_at)
         for tombstone in self.tombstones.values():
@@ -205,6 +225,15 @@ class Sender:
                     self._fail(record, lane, Reason.PEER_RESTARTED, now_s, tell=False)
         return True
 
+    def _on_misaddressed(self, message: Message) -> None:
+        """A message between two other ranks: what expects an answer gets one, and nothing else happens (R11)."""
+        if isinstance(message, Abort):
+            self._acknowledge_abort(message.room, message.epoch, message.receiver_rank, -1)
+        elif isinstance(message, Register):
+            self._nack(message, NackCode.STALE_EPOCH, "REGISTER")
+        elif isinstance(message, Grant):
+            self._nack(message, NackCode.STALE_EPOCH, "GRANT", message.seq)
+
     def _on_heartbeat(self, message: Heartbeat, now_s: float) -> None:
         self._see_boot(message.receiver_rank, message.boot_id, now_s)
 
@@ -212,16 +241,19 @@ class Sender:
         if not self._see_boot(message.receiver_rank, message.boot_id, now_s):
             self._nack(message, NackCode.STALE_EPOCH, "REGISTER")
             return
-        if LaneKey(message.room, message.epoch, message.receiver_rank) in self.tombstones:
-            self._nack(message, NackCode.CANCELLED, "REGISTER")  # its attempt is over; nothing revives it (R8)
-            return
         record = self.rooms.get(message.room)
         lane = record.lanes.get(message.receiver_rank) if record is not None else None
-        if record is None or lane is None or not lane.live:
+        if message.layout != self.config.layout:
+            self._acknowledge_register(message, compatible=False)  # true of every room, whatever became of it
+            if record is not None and lane is not None and lane.live and lane.epoch is None:
+                lane.epoch = message.epoch
+                self._fail(record, lane, Reason.INCOMPATIBLE, now_s, tell=False)
+        elif LaneKey(message.room, message.epoch, message.receiver_rank) in self.tombstones:
+            self._nack(message, NackCode.CANCELLED, "REGISTER")  # its attempt is over; nothing revives it (R8)
+        elif record is None or lane is None or not lane.live:
             if self.rules.unknown_room_answered():
                 self._nack(message, NackCode.UNKNOWN_ROOM, "REGISTER")
-            return
-        if lane.epoch is None:
+        elif lane.epoch is None:
             self._register(record, lane, message, now_s)
         elif lane.epoch == message.epoch:
             self._acknowledge_register(message, compatible=True)
@@ -232,9 +264,6 @@ class Sender:
             self._nack(message, NackCode.STALE_EPOCH if older else NackCode.NOT_READY, "REGISTER")
 
     def _register(self, record: SenderRoom, lane: Lane, message: Register, now_s: float) -> None:
-        if message.layout != self.config.layout:
-            self._acknowledge_register(message, compatible=False)
-            return
         lane.epoch = message.epoch
         lane.peer_queue_s = message.queue_deadline_s
         lane.progress_at = now_s
@@ -256,10 +285,13 @@ class Sender:
     def _on_grant(self, message: Grant, now_s: float) -> None:
         record = self.rooms.get(message.room)
         lane = record.lanes.get(message.receiver_rank) if record is not None else None
-        tombstone = self.tombstones.get(LaneKey(message.room, message.epoch, message.receiver_rank))
-        if tombstone is not None:
-            if tombstone.state == State.SUCCESS and tombstone.last_status is not None:
-                self._out.append(Send(tombstone.last_status, resend=True))
+        ended: LaneTombstone | Lane | None
+        ended = self.tombstones.get(LaneKey(message.room, message.epoch, message.receiver_rank))
+        if lane is not None and lane.epoch == message.epoch and not lane.live:
+            ended = lane  # other lanes keep the request here, perhaps for longer than the tombstone stands
+        if ended is not None:
+            if ended.state == State.SUCCESS and ended.last_status is not None:
+                self._out.append(Send(ended.last_status, resend=True))
             else:
                 self._nack(message, NackCode.CANCELLED, "GRANT", message.seq)
         elif record is None or lane is None:
@@ -274,7 +306,7 @@ class Sender:
 
     def _take_grant(self, record: SenderRoom, lane: Lane, grant: Grant, now_s: float) -> None:
         kind = self.rules.grant_kind(lane, grant)
-        if kind == GrantKind.GAP:
+        if kind == GrantKind.GAP or not self._fits(grant):
             self._nack(grant, NackCode.INTERNAL, "GRANT", grant.seq)
         elif kind == GrantKind.REPLAY:
             if lane.last_status is not None and lane.writing is None and lane.parked is None:
@@ -284,6 +316,10 @@ class Sender:
             lane.progress_at = now_s
             lane.parked = grant
             self._serve_parked(record, lane, now_s)
+
+    def _fits(self, grant: Grant) -> bool:
+        """Whether the blocks of a grant can hold what it asks for, and it asks for anything."""
+        return 0 < grant.capacity <= len(grant.blocks) * self.config.layout.block_tokens
 
     def _serve_or_offer(self, record: SenderRoom, lane: Lane, now_s: float) -> None:
         if lane.parked is not None:
@@ -332,6 +368,7 @@ class Sender:
             self._commit(record, lane, grant, now_s)
         else:
             if lane.ack_owed:
+                lane.ack_owed = False
                 self._acknowledge_abort(room, epoch, receiver_rank, lane.seq)
             self._close_if_over(record)
 
@@ -367,7 +404,7 @@ class Sender:
             lane.ack_owed = lane.writing is not None
             seq, owed = lane.seq, lane.ack_owed
             if lane.live:
-                self._fail(record, lane, Reason.CANCELLED, now_s, tell=False)
+                self._fail(record, lane, Reason.PEER_ABORTED, now_s, tell=False)
             if not owed:
                 self._acknowledge_abort(message.room, message.epoch, message.receiver_rank, seq)
             return
@@ -385,7 +422,6 @@ class Sender:
     def _fail(self, record: SenderRoom, lane: Lane, reason: Reason, now_s: float, *, tell: bool) -> None:
         """End a lane that cannot succeed. A write that is under way stays outstanding until it has ended."""
         lane.failure = reason
-        lane.parked = None
         self._move(record, lane, "fail", SenderFacts())
         tombstone = self._end(record, lane, now_s)
         if tell and tombstone is not None and lane.epoch is not None:
@@ -394,7 +430,7 @@ class Sender:
             self._out.append(Send(tombstone.abort))
 
     def _end(self, record: SenderRoom, lane: Lane, now_s: float) -> LaneTombstone | None:
-        lane.pending = None
+        lane.pending = lane.parked = None
         self._out.append(Ended(lane.receiver_rank, record.room, lane.epoch, lane.state, lane.failure.name))
         tombstone = None
         if lane.epoch is not None:
@@ -406,6 +442,8 @@ class Sender:
 
     def _close_if_over(self, record: SenderRoom) -> None:
         """R6: the payload stays pinned until every lane has ended and no write of it is outstanding."""
+        if self.rooms.get(record.room) is not record:
+            return  # it was closed already
         for lane in record.lanes.values():
             if lane.live or lane.writing is not None:
                 return
@@ -430,21 +468,21 @@ class Sender:
 
     # --- time -----------------------------------------------------------------------------------------
 
-    def _limit_s(self, record: SenderRoom, lane: Lane) -> float:
-        """R9: how long this lane may rest where it is."""
+    def _limit(self, record: SenderRoom, lane: Lane) -> tuple[float, Reason]:
+        """R9: how long this lane may rest where it is, in seconds, and what it fails of then."""
         timing = self.config.timing
         if lane.state == State.BOOTSTRAPPING:
-            return timing.bootstrap_s
+            return timing.bootstrap_s, Reason.BOOTSTRAP_DEADLINE
         if lane.state == State.WAITING and not record.staged:
-            return timing.queue_deadline_s  # the own queue, for source blocks
+            return timing.queue_deadline_s, Reason.QUEUE_DEADLINE  # the own queue, for source blocks
         if lane.state == State.TRANSFERRING:
-            return timing.deadline_s
-        return timing.deadline_s + lane.peer_queue_s  # the peer may queue for blocks
-
-    def _overdue(self, record: SenderRoom, lane: Lane) -> Reason:
-        if lane.state == State.BOOTSTRAPPING:
-            return Reason.BOOTSTRAP_DEADLINE
-        return Reason.DEADLINE if record.staged else Reason.QUEUE_DEADLINE
+            return timing.deadline_s, Reason.DEADLINE
+        limit_s = timing.deadline_s + lane.peer_queue_s  # the peer may queue for blocks
+        if lane.state == State.WAITING and self.config.senders > 1:
+            # The first grant goes to all ranks at once: until then, other sender ranks may have yet to be told of
+            # the request, and to stage it.
+            limit_s += timing.bootstrap_s + timing.queue_deadline_s
+        return limit_s, Reason.DEADLINE
 
     # --- small things ---------------------------------------------------------------------------------
 
@@ -469,7 +507,7 @@ class Sender:
     def save(self, now_s: float) -> tuple[Any, ...]:
         """Everything that may influence the future, hashable; times relative to ``now_s``."""
         return (
-            tuple([record.save(now_s) for record in self.rooms.values()]),
+            tuple([record.save(now_s, self.config.timing.longest_s) for record in self.rooms.values()]),
             tuple([(key, self.tombstones[key].save(now_s)) for key in sorted(self.tombstones)]),
             self.boot_id, tuple(self.peer_boot_ids.values()), self.free_source_blocks,
             self.heartbeat_at - now_s if self.config.timing.heartbeat_s else 0,

@@ -10,6 +10,7 @@ from fsm.lifecycle import SenderLifecycle
 from fsm.messages import Abort, Epoch, Grant, Message, Status
 from fsm.reasons import Reason
 from fsm.states import State
+from fsm.table import Lifecycle
 
 _PLAIN = (
     "state", "receiver_rank", "epoch", "committed_tokens", "seq", "parked", "writing", "last_status", "failure",
@@ -50,15 +51,17 @@ class Lane(SenderLifecycle):
         """Whether the lane has not ended yet."""
         return self.state not in (State.SUCCESS, State.FAILED)
 
-    def save(self, now_s: float) -> tuple[Any, ...]:
-        """Everything that may influence the future, hashable; times relative to ``now_s``."""
-        return (*_SAVED(self), self.progress_at - now_s, self.resend_at - now_s)
+    def save(self, now_s: float, longest_s: float) -> tuple[Any, ...]:
+        """Everything that may influence the future, hashable; times relative to ``now_s``. Ages beyond ``longest_s``,
+        when every deadline has passed, are all alike."""
+        resend = self.resend_at - now_s if self.pending is not None else 0
+        return (*_SAVED(self), max(self.progress_at - now_s, -longest_s), resend)
 
     @classmethod
     def load(cls, saved: tuple[Any, ...], now_s: float) -> Lane:
         """The lane that ``save`` described; its history starts empty."""
         lane = cls.__new__(cls)
-        lane.history = []
+        Lifecycle.__init__(lane)
         for name, value in zip(_PLAIN, saved, strict=False):
             setattr(lane, name, value)
         lane.progress_at = saved[-2] + now_s
@@ -84,11 +87,11 @@ class SenderRoom:
         self.staged = False
         self.lanes: dict[int, Lane] = {}
 
-    def save(self, now_s: float) -> tuple[Any, ...]:
+    def save(self, now_s: float, longest_s: float) -> tuple[Any, ...]:
         """Everything that may influence the future, hashable; times relative to ``now_s``."""
         return (
             self.room, self.total_tokens, self.has_mrope, self.has_deepstack, self.blocks, self.staging, self.staged,
-            tuple([lane.save(now_s) for lane in self.lanes.values()]),
+            tuple([lane.save(now_s, longest_s) for lane in self.lanes.values()]),
         )  # fmt: skip
 
     @classmethod
@@ -124,6 +127,10 @@ class LaneTombstone:
         self.abort: Abort | None = None
         self.expires_at = expires_at
         self.resend_at = expires_at
+
+    def due(self, now_s: float) -> bool:
+        """Whether a tick at ``now_s`` has anything to do here."""
+        return now_s >= self.expires_at or (self.abort is not None and now_s >= self.resend_at)
 
     def save(self, now_s: float) -> tuple[Any, ...]:
         """As for a lane; times relative to ``now_s``."""

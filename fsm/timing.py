@@ -23,6 +23,11 @@ class Timing:
     tombstone_s: float = 60.0
     heartbeat_s: float = 5.0
 
+    @property
+    def longest_s(self) -> float:
+        """Longer than any wait that these times, on both sides, can add up to."""
+        return self.deadline_s + 2 * self.queue_deadline_s + self.bootstrap_s
+
     def __post_init__(self) -> None:
         for name in ("deadline_s", "queue_deadline_s", "bootstrap_s", "resend_s", "tombstone_s"):
             if not getattr(self, name) > 0:

@@ -91,7 +91,10 @@ class Memory:
         self.positions[block] = tuple(plane)
 
     def wrong(self, blocks: Sequence[int], request: int, start: int, count: int) -> str:
-        """Compare what would be copied out with the source; says what is wrong first, empty if all is right."""
+        """Compare what would be copied out with the source; says what is wrong first, empty if all is right.
+
+        The words name no block: they are kept by a checker, and block numbers mean nothing there.
+        """
         size = self.block_tokens
         for index in range((count + size - 1) // size):
             filled = min(size, count - index * size)
@@ -102,7 +105,7 @@ class Memory:
             if cells[:filled] != tuple(range(low, low + filled)):
                 offset = next(i for i in range(filled) if cells[i] != low + i)
                 token = start + index * size + offset
-                return f"block {blocks[index]} was read for token {token} and held {value_text(cells[offset])}"
+                return f"where token {token} should be there was {value_text(cells[offset])}"
             if self.split:
                 text = self._wrong_positions(blocks[index], low, filled, start + index * size)
                 if text:
@@ -115,7 +118,7 @@ class Memory:
             for axis in range(3):
                 where = self.rules.position_read(self.block_tokens, filled, offset, axis)
                 if plane[where] != (low + offset) * 3 + axis:
-                    return f"position {axis} of token {token + offset} was read from block {block} and is not its own"
+                    return f"position {axis} of token {token + offset} is not its own"
         return ""
 
     def save(self) -> tuple[Any, ...]:

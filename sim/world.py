@@ -259,8 +259,8 @@ class World:
         effects = receiver.decide(agreed, self.now, choices)
         if len(self.receivers) > 1:
             moves = tuple((effect.room, effect.event) for effect in effects if type(effect) is Moved)
-            self._emit(Decided(self.ticks, rank, moves))
-        if receiver.waiting and receiver.ledger.free_count:
+            self._emit(Decided(len(self.receivers), rank, moves))
+        if receiver.waiting:
             for effect in effects:
                 if type(effect) is Send and type(effect.message) is Grant and not effect.message.seq and not effect.resend:
                     self._emit(Overtaken(rank, effect.message.room, receiver.waiting))
@@ -288,6 +288,8 @@ class World:
 
     def reset_collective(self) -> None:
         """The collective is over, or has failed for want of a rank."""
+        if self.left and len(self.left) < len(self.receivers):
+            self._emit(Decided(0, -1, ()))
         self.entered = [None] * len(self.receivers)
         self.agreed, self.left, self.skewed = None, (), 0
 
@@ -433,11 +435,11 @@ class World:
         request = self.receiving[effect.room, effect.epoch]
         memory = self.memories[rank]
         blocks = [ref.block for ref in effect.blocks]
-        wrong = memory.wrong(blocks, request, effect.start, effect.count)
+        wrong = memory.wrong(blocks, request, effect.start, effect.tokens)
         delta = memory.headers[blocks[0]].delta if effect.first else 0
         if effect.first and not wrong and delta != request + 1:
-            wrong = f"the position delta was read from block {blocks[0]} and is not that of this request"
-        self._emit(Delivered(rank, effect.room, effect.epoch, effect.seq, effect.start, effect.count, wrong))
+            wrong = "the position delta in the first header is not that of this request"
+        self._emit(Delivered(rank, effect.room, effect.epoch, effect.seq, effect.start, effect.tokens, wrong))
         self._from_receiver(rank, self.receivers[rank].copied(effect.room, effect.epoch, effect.seq, delta, self.now))
 
     def _recycle(self, rank: int, effect: Recycle) -> None:
@@ -488,10 +490,10 @@ class World:
     def _write(self, rank: int, effect: Write) -> None:
         grant = effect.grant
         self._emit(
-            Executed(grant.receiver_rank, grant.room, grant.epoch, grant.seq, grant.start, effect.count)
+            Executed(grant.receiver_rank, grant.room, grant.epoch, grant.seq, grant.start, effect.tokens)
         )
         flight = Flight(
-            grant, effect.source_start, effect.count, effect.total_tokens, self.sending[grant.room],
+            grant, effect.source_start, effect.tokens, effect.total_tokens, self.sending[grant.room],
             self.senders[rank].boot_id, self.incarnations[grant.receiver_rank], False, False,
         )  # fmt: skip
         if self.scenario.schedule.status_lags_data and not self.scenario.schedule.data_lags_status:

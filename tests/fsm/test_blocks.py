@@ -405,7 +405,7 @@ def test_nobody_else_may(state: BlockState) -> None:
     for name, stranger in OTHERS.items():
         # Whoever reads is one epoch of one room; under which grant the block came does not matter.
         assert may(0, 0, stranger) is (name == "seq" and state in (LANDED, READING))
-    for block, generation in ((0, 1), (0, -1), (-4, 0), (4, 0)):
+    for block, generation in ((0, 1), (0, -1), (-1, 0), (-4, 0), (4, 0)):
         assert not may(block, generation, OWNER)
 
 

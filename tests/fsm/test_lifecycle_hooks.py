@@ -360,7 +360,8 @@ def test_a_failing_guard_changes_nothing(way: str) -> None:
 
 NOT_TAKEN = (
     "lamp: in state Off the guards allowed 'switch [powered] -> On' and the machine did not take it: "
-    "a guard must answer alike when asked twice, and an on_exception callback must not swallow what a hook raises"
+    "a guard must answer alike when asked twice, and an on_exception callback must not swallow what a hook "
+    "raises"
 )
 
 

@@ -313,6 +313,7 @@ def test_parsing_a_guard(guard: str, literals: list[tuple[str, bool]]) -> None:
     assert list(parse_guard(guard).items()) == literals
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.from_regex(r"\A[a-z_][a-z_0-9]{0,5}\Z"), st.booleans(), max_size=5))
 def test_a_guard_is_parsed_as_it_is_written(literals: dict[str, bool]) -> None:
     assert list(parse_guard(guard_text(literals)).items()) == list(literals.items())

@@ -1,0 +1,212 @@
+"""``resumark check`` and ``resumark simulate``: run a scenario, say what was found and how."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from fsm.trace import Trace
+from sim import render
+from sim.cli_common import (
+    AllocatorOption, Chosen, DetectorOption, HazardOption, JsonOption, ScenarioArgument, TraceOption, check_writable,
+    choose_scenario, command_line, exit_with, output, print_json, reports_errors, result_json, save_trace,
+    with_command,
+)  # fmt: skip
+from sim.cli_trace import print_views, shrink_progress
+from sim.engines.result import Found, Result
+from sim.progress import Bar, bar
+
+RUNS = 1_000
+"""How many runs ``simulate`` makes if it is not told."""
+
+SHOWN_STEPS_MAX = 60
+"""A longer trace of a random run is shortened before it is shown."""
+
+
+class MachineName(str, Enum):
+    """What drives the lifecycles."""
+
+    transitions = "transitions"
+    flat = "flat"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    app.command("check")(check_command)
+    app.command("simulate")(simulate_command)
+
+
+@reports_errors
+def check_command(
+    scenario: ScenarioArgument = None,
+    detector: DetectorOption = None,
+    hazard: HazardOption = None,
+    allocator: AllocatorOption = None,
+    states_max: Annotated[
+        int | None, typer.Option("--states-max", metavar="N", min=1, help="Give up after so many states.", show_default=False)
+    ] = None,
+    time_max: Annotated[
+        float | None,
+        typer.Option("--time-max", metavar="SECONDS", min=0.001, help="Give up after so long.", show_default=False),
+    ] = None,
+    trace: TraceOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Try every order of events, every place for each fault and every answer of the allocator.
+
+    Breadth first, so the trace of a violation is the shortest there is. Says "exhausted" only if it was.
+    """
+    from sim.engines.check import check
+
+    check_writable(trace)
+    chosen = choose_scenario(scenario, detector, hazard, allocator)
+    arguments = list(chosen.arguments)
+    if states_max is not None:
+        arguments += ["--states-max", str(states_max)]
+    if time_max is not None:
+        arguments += ["--time-max", f"{time_max:g}"]
+    command = command_line("check", *arguments)
+    console = output()
+    if not json:
+        _print_options(console, "check", chosen, [("search", "breadth first over canonical states")], rate=False)
+    with bar("searching", quiet=json) as shown:
+        result = check(
+            chosen.scenario, states_max=states_max, time_max_s=time_max, progress=_search_progress(shown)
+        )
+    found = _found(result, command, trace)
+    if json:
+        print_json(result_json("check", result, chosen, command, trace, {"machine": "flat"}))
+    else:
+        if found is not None:
+            print_views(console, found.trace)
+        _print_answer(console, result, command, trace)
+    exit_with(result.exit_code)
+
+
+@reports_errors
+def simulate_command(
+    scenario: ScenarioArgument = None,
+    detector: DetectorOption = None,
+    hazard: HazardOption = None,
+    allocator: AllocatorOption = None,
+    seed: Annotated[
+        int | None,
+        typer.Option("--seed", metavar="N", min=0, max=2**63 - 1, help="Left out: drawn, and printed.", show_default=False),
+    ] = None,
+    runs: Annotated[int, typer.Option("--runs", metavar="N", min=1, help="How many runs.")] = RUNS,
+    jobs: Annotated[
+        int | None,
+        typer.Option("--jobs", metavar="N", min=1, help="Processes; left out: one for each core.", show_default=False),
+    ] = None,
+    machine: Annotated[
+        MachineName, typer.Option("--machine", help="What drives the lifecycles; the digest is the same.")
+    ] = MachineName.transitions,
+    trace: TraceOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Make many random runs: faults first, then none and a fair scheduler. One seed gives one digest, everywhere."""
+    from sim.engines.simulate import simulate
+
+    check_writable(trace)
+    chosen = choose_scenario(scenario, detector, hazard, allocator)
+    if seed is None:
+        seed = int.from_bytes(os.urandom(4), "big")  # only which runs are made; what happens in them follows from it
+    arguments = [*chosen.arguments, "--seed", str(seed), "--runs", str(runs)]
+    if machine is not MachineName.transitions:
+        arguments += ["--machine", machine.value]
+    command = command_line("simulate", *arguments)
+    console = output()
+    if not json:
+        drawn = [("seed", str(seed)), ("runs", f"{render.number(runs)} on machine {machine.value}")]
+        _print_options(console, "simulate", chosen, drawn, rate=True)
+    with bar("running", runs, quiet=json) as shown:
+        result = simulate(
+            chosen.scenario, seed=seed, runs=runs, jobs=jobs, machine=machine.value, progress=_runs_progress(shown)
+        )
+    found = _found(result, command, trace)
+    if json:
+        print_json(result_json("simulate", result, chosen, command, trace, {"machine": machine.value}))
+    else:
+        if found is not None:
+            _print_shortened(console, found.trace)
+        _print_answer(console, result, command, trace)
+    exit_with(result.exit_code)
+
+
+def _search_progress(shown: Bar | None) -> Callable[[int, int, int], None] | None:
+    if shown is None:
+        return None
+
+    def report(states: int, depth: int, frontier: int) -> None:
+        shown.update(text=f"{states:,} states, depth {depth}, {frontier:,} to go at this depth")
+
+    return report
+
+
+def _runs_progress(shown: Bar | None) -> Callable[..., None] | None:
+    if shown is None:
+        return None
+
+    def report(done: int, *rest: Any) -> None:
+        shown.update(done, f"{done:,} runs")
+
+    return report
+
+
+def _found(result: Result, command: str, path: Path | None) -> Found | None:
+    """The first violation; its trace is written where that was asked for."""
+    if not result.violations:
+        return None
+    found = result.violations[0]
+    if path is not None:
+        save_trace(with_command(found.trace, command), path)
+    return found
+
+
+def _print_options(
+    console: Console, engine: str, chosen: Chosen, drawn: list[tuple[str, str]], *, rate: bool
+) -> None:
+    """Everything that decides the answer, before there is one."""
+    scenario = chosen.scenario
+    facts: list[tuple[str, Any]] = [
+        (engine, f"scenario {chosen.title}"),
+        *drawn,
+        ("variant", render.variant_text(scenario)),
+        ("world", render.world_text(scenario)),
+        ("faults", render.faults_text(scenario, rate=rate)),
+    ]
+    render.print_facts(console, facts)
+    console.print()
+
+
+def _print_shortened(console: Console, trace: Trace) -> None:
+    """A trace of a random run; a long one is shortened first, since it is to be read."""
+    from sim.engines.shrink import shrink
+
+    if len(trace.steps) > SHOWN_STEPS_MAX:
+        with bar("shortening the trace") as shown:
+            short = shrink(trace, progress=shrink_progress(shown))
+        console.print(f"The run has {len(trace.steps)} steps; this one, shortened from it, breaks the same property:")
+        console.print()
+        trace = short
+    print_views(console, trace)
+
+
+def _print_answer(console: Console, result: Result, command: str, path: Path | None) -> None:
+    render.print_requests(console, result.requests)
+    console.print()
+    render.print_facts(console, render.verdict_facts(result))
+    if path is not None:
+        console.print()
+        if result.violations:
+            render.print_command(console, command_line("replay", str(path)), "trace    ")
+        else:
+            console.print(f"No property was broken, so {path} was not written.", soft_wrap=True)
+    console.print()
+    render.print_command(console, command)

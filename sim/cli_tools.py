@@ -1,0 +1,75 @@
+"""``resumark diagram`` and ``resumark bench core``."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Annotated
+
+import typer
+
+from fsm.lifecycle import BLOCK_TABLE, RECEIVER_TABLE, SENDER_TABLE
+from sim import render
+from sim.cli_common import JsonOption, output, print_json, reports_errors
+from sim.progress import bar
+
+TABLES = {"receiver": RECEIVER_TABLE, "sender": SENDER_TABLE, "block": BLOCK_TABLE}
+"""The tables that can be drawn, by name."""
+
+
+class TableName(str, Enum):
+    """Which table to draw."""
+
+    receiver = "receiver"
+    sender = "sender"
+    block = "block"
+
+
+class DiagramFormat(str, Enum):
+    """How to draw it."""
+
+    mermaid = "mermaid"
+    text = "text"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    app.command("diagram")(diagram_command)
+    group(app, "bench", "Measure what things cost here, beside what they should.").command("core")(bench_command)
+
+
+def group(app: typer.Typer, name: str, help: str) -> typer.Typer:
+    """The group of commands of that name: the one that is there, else a new one. Packages share groups this way."""
+    for info in app.registered_groups:
+        if info.name == name and info.typer_instance is not None:
+            return info.typer_instance
+    made = typer.Typer(help=help, no_args_is_help=True, pretty_exceptions_enable=False)
+    made.callback()(_group_root)
+    app.add_typer(made, name=name)
+    return made
+
+
+def _group_root() -> None:
+    """Makes the application a group, though it has one command."""
+
+
+@reports_errors
+def diagram_command(
+    table: Annotated[TableName, typer.Argument(help="Which lifecycle.")] = TableName.receiver,
+    format: Annotated[DiagramFormat, typer.Option("--format", help="A picture, or aligned rows.")] = DiagramFormat.mermaid,
+) -> None:
+    """Draw a lifecycle from the rows that the code runs on."""
+    drawn = TABLES[table.value]
+    print(drawn.mermaid() if format is DiagramFormat.mermaid else drawn.text(), end="")
+
+
+@reports_errors
+def bench_command(json: JsonOption = False) -> None:
+    """Lifecycles, kernel, simulator and checker, each figure the median of several, beside its target."""
+    from sim import bench
+
+    with bar("measuring", quiet=json) as shown:
+        groups = bench.measure_all(None if shown is None else lambda text: shown.update(text=text))
+    if json:
+        print_json(bench.as_json(groups))
+    else:
+        render.print_figures(output(), groups)

@@ -1,0 +1,141 @@
+"""A trace run again, strictly.
+
+A trace fits if, at every step, its action is one that the world offers there, means the same in words, asks for just
+the choices that the trace holds, and breaks nothing before the last step; and if then the property that the trace
+names is broken and the digest is the one that it ends with. Whatever does not fit is an error that names the step: a
+run that is almost the same is never passed off as the same.
+
+The digest covers every event of the run, so it also says that the code behind the steps still does what it did.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import msgspec
+
+from fsm.errors import LocalError
+from fsm.invariants import LIVENESS, Violation
+from fsm.trace import Step, Trace, TraceHeader
+from sim import actions, zoo
+from sim.choices import Replayed as ReplayedChoices
+from sim.engines.result import RequestReport
+from sim.engines.simulate import RunLog, check_machine, is_over, judge_end, without_notes
+from sim.report import Report
+from sim.scenario import Scenario, scenario_from_mapping
+from sim.world import World
+
+
+class ReplayedStep(NamedTuple):
+    """One step as it went: its number from 1, the trace's line, and the events, notes included."""
+
+    number: int
+    step: Step
+    events: list[Any]
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """A trace that fitted. ``violations`` are those at its end; ``digest`` is that of the run."""
+
+    world: World
+    steps: list[ReplayedStep]
+    violations: tuple[Violation, ...]
+    digest: str
+    requests: tuple[RequestReport, ...]
+
+
+def scenario_of(header: TraceHeader) -> Scenario:
+    """The scenario that a trace was made with. Raises LocalError if it is none, or of a variant that does not exist."""
+    return scenario_from_mapping(
+        header.scenario, detectors=zoo.DETECTORS, hazards=zoo.HAZARDS, source="the trace's scenario"
+    )
+
+
+def world_of(header: TraceHeader, scenario: Scenario, *, notes: bool = False) -> World:
+    """A fresh world such as the trace was made in. Raises LocalError."""
+    check_machine(header.machine)
+    rules = zoo.rules_for(scenario.variant.detector, scenario.variant.hazards)
+    return World(
+        scenario, rules, flat=header.machine == "flat", notes=notes, arrive_any_time=header.engine == "check"
+    )
+
+
+def replay(trace: Trace, *, notes: bool = True) -> Replayed:
+    """Run a trace again. Raises LocalError, naming the step, where it does not fit."""
+    world = world_of(trace.header, scenario_of(trace.header), notes=notes)
+    log, report, steps = RunLog(), Report(world), []
+    log.add((), [], without_notes(world.events))
+    report.take(world.events)
+    for done in _steps(world, trace):
+        steps.append(done)
+        log.add(done.step.action, list(done.step.picks), without_notes(done.events))
+        report.take(done.events)
+    world.audit()
+    violations = _verdict(world, trace)
+    digest = log.digest().hex()
+    if trace.header.engine == "simulate" and trace.ending.digest not in ("", digest):
+        raise LocalError(
+            f"after step {len(steps)}: every step fits, but not what happened in them: digest {digest}, "
+            f"the trace says {trace.ending.digest}"
+        )
+    return Replayed(world, steps, violations, digest, report.requests())
+
+
+def _steps(world: World, trace: Trace) -> Iterator[ReplayedStep]:
+    for number, step in enumerate(trace.steps, start=1):
+        if world.monitors.violations:
+            raise LocalError(f"step {number - 1}: breaks {_names(world.monitors.violations)}, and the trace goes on")
+        course = actions.enabled(world) + actions.faults(world)
+        if step.action not in course:
+            raise LocalError(f"step {number}: {step.text or step.action} cannot be done here{_nearest(course, step)}")
+        text = actions.describe_action(world, step.action)
+        if step.text and text != step.text:
+            raise LocalError(f"step {number}: {step.action} is '{text}' here, the trace says '{step.text}'")
+        choices = ReplayedChoices(step.picks)
+        try:
+            actions.apply(world, step.action, choices)
+            choices.finish()
+        except LocalError as error:
+            raise LocalError(f"step {number}: {text}: {error}") from error
+        yield ReplayedStep(number, step, world.events)
+
+
+def _nearest(course: list[Any], step: Step) -> str:
+    alike = [action for action in course if action[:1] == step.action[:1]]
+    return f"; possible: {', '.join(map(str, alike or course))}" if course else "; nothing can happen any more"
+
+
+def _names(violations: list[Violation]) -> str:
+    return " and ".join(violation.property for violation in violations)
+
+
+def _verdict(world: World, trace: Trace) -> tuple[Violation, ...]:
+    """What is broken at the end, held against what the trace says is.
+
+    That requests will never end can be seen in a world where nothing is left to do. Where something is, the trace's
+    word is taken: it comes from an engine that knows where a run can get to.
+    """
+    wanted, last = trace.ending.property, len(trace.steps)
+    violations = list(world.monitors.violations)
+    over = is_over(world, actions.enabled(world))
+    if over and not violations:
+        broken = judge_end(world)
+        violations += [broken] if broken is not None else []
+    names = [violation.property for violation in violations]
+    if wanted in LIVENESS and not violations and not over:
+        return (Violation(wanted, trace.ending.text),)
+    if wanted and wanted not in names:
+        found = f"{_names(violations)} is" if violations else "nothing is"
+        raise LocalError(f"step {last}: the trace ends with {wanted} broken; here {found}")
+    if not wanted and violations:
+        raise LocalError(f"step {last}: the trace ends with nothing broken; here {_names(violations)} is")
+    return tuple(violations)
+
+
+def scenario_data(scenario: Scenario) -> dict[str, Any]:
+    """A scenario as a trace's header holds it."""
+    data: dict[str, Any] = msgspec.to_builtins(scenario)
+    return data
