@@ -1,13 +1,13 @@
 """What a receiver or a sender asks its surroundings to do; what they are told comes as method calls.
 
-``Send`` goes to the peer on the control plane. ``CopyOut``, ``Recycle`` concern the receiver's landing blocks,
-``Stage``, ``Unstage`` and ``Write`` the sender's payload. ``Moved``, ``Watermark`` and ``Ended`` ask for nothing: they
-tell an observer what was decided.
+``Send`` goes to the peer on the control plane. ``CopyOut``, ``Recycle`` concern the receiver's landing
+blocks, ``Stage``, ``Unstage`` and ``Write`` the sender's payload. ``Moved``, ``Watermark`` and ``Ended`` ask
+for nothing: they tell an observer what was decided.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple, Union
+from typing import NamedTuple, TypeAlias
 
 from fsm.messages import BlockRef, Epoch, Grant, Message
 
@@ -22,8 +22,8 @@ class Send(NamedTuple):
 class CopyOut(NamedTuple):
     """Copy ``tokens`` tokens out of landed blocks to ``start`` of the request's result, then call ``copied``.
 
-    Token ``start + i`` lies in ``blocks[i // block_tokens]`` at ``i % block_tokens``. ``first`` says that the first
-    block's aux header carries the position delta (R4: it is read this once and never again).
+    Token ``start + i`` lies in ``blocks[i // block_tokens]`` at ``i % block_tokens``. ``first`` says that the
+    first block's aux header carries the position delta (R4: it is read this once and never again).
     """
 
     room: int
@@ -59,7 +59,8 @@ class Unstage(NamedTuple):
 
 
 class Write(NamedTuple):
-    """Write ``tokens`` tokens from source token ``source_start`` into the grant's blocks, then call ``sent``."""
+    """Write ``tokens`` tokens from source token ``source_start`` into the grant's blocks, then call
+    ``sent``."""
 
     grant: Grant
     source_start: int
@@ -107,4 +108,5 @@ class Refused(NamedTuple):
     text: str
 
 
-Effect = Union[Send, CopyOut, Recycle, Stage, Unstage, Write, Moved, Watermark, Ended, Refused]
+Effect: TypeAlias = Send | CopyOut | Recycle | Stage | Unstage | Write | Moved | Watermark | Ended | Refused
+"""Everything that a receiver or a sender may answer with."""

@@ -40,7 +40,9 @@ class IllegalEvent(LocalError):
     that state, and ``refused_by``, the guard that said no (empty where the state has no such event).
     """
 
-    def __init__(self, table: str, state: str, event: str, legal: tuple[str, ...], refused_by: str = "") -> None:
+    def __init__(
+        self, table: str, state: str, event: str, legal: tuple[str, ...], refused_by: str = ""
+    ) -> None:
         self.table = table
         self.state = state
         self.event = event
@@ -48,7 +50,8 @@ class IllegalEvent(LocalError):
         self.refused_by = refused_by
         reason = f"guard '{refused_by}' said no" if refused_by else "no row for it"
         allowed = ", ".join(legal) if legal else "none (terminal)"
-        super().__init__(f"{table}: event '{event}' is illegal in state {state}: {reason}; legal events: {allowed}")
+        illegal = f"event '{event}' is illegal in state {state}"
+        super().__init__(f"{table}: {illegal}: {reason}; legal events: {allowed}")
 
 
 class LedgerError(LocalError):

@@ -1,12 +1,12 @@
 """What can be seen of a run, by a checker or by a person: one typed event for each thing that happened.
 
-Simulated and real runs write the same events, so one set of checkers (``fsm.invariants``) reads both. Ranks, rooms,
-seqs and tokens are counts; ``side`` is ``"receiver"`` or ``"sender"``.
+Simulated and real runs write the same events, so one set of checkers (``fsm.invariants``) reads both. Ranks,
+rooms, seqs and tokens are counts; ``side`` is ``"receiver"`` or ``"sender"``.
 """
 
 from __future__ import annotations
 
-from typing import Union
+from typing import TypeAlias
 
 from msgspec import Struct
 
@@ -17,7 +17,7 @@ class Event(Struct, frozen=True, gc=False, tag_field="event", omit_defaults=True
     """The root of all events."""
 
 
-class StateChanged(Event, tag="state"):
+class StateChanged(Event, frozen=True, gc=False, tag="state", omit_defaults=True):
     """A lifecycle took a transition; ``cause`` is the table's event."""
 
     side: str
@@ -29,7 +29,7 @@ class StateChanged(Event, tag="state"):
     target: str
 
 
-class Granted(Event, tag="granted"):
+class Granted(Event, frozen=True, gc=False, tag="granted", omit_defaults=True):
     """A receiver rank sent a GRANT for the first time (resends are not told)."""
 
     receiver_rank: int
@@ -41,7 +41,7 @@ class Granted(Event, tag="granted"):
     blocks: tuple[BlockRef, ...]
 
 
-class Executed(Event, tag="executed"):
+class Executed(Event, frozen=True, gc=False, tag="executed", omit_defaults=True):
     """A sender rank began to write a grant."""
 
     receiver_rank: int
@@ -52,8 +52,9 @@ class Executed(Event, tag="executed"):
     count: int
 
 
-class Wrote(Event, tag="wrote"):
-    """Bytes of a grant arrived. ``trespass`` says which block was not open to them, and why; empty if all were."""
+class Wrote(Event, frozen=True, gc=False, tag="wrote", omit_defaults=True):
+    """Bytes of a grant arrived. ``trespass`` says which block was not open to them, and why; empty if all
+    were."""
 
     receiver_rank: int
     room: int
@@ -64,7 +65,7 @@ class Wrote(Event, tag="wrote"):
     trespass: str = ""
 
 
-class Progressed(Event, tag="watermark"):
+class Progressed(Event, frozen=True, gc=False, tag="watermark", omit_defaults=True):
     """R1: a receiver rank's progress."""
 
     receiver_rank: int
@@ -73,8 +74,9 @@ class Progressed(Event, tag="watermark"):
     tokens: int
 
 
-class Delivered(Event, tag="delivered"):
-    """Tokens were copied to the result. ``wrong`` says what was there instead of the source; empty if it was equal."""
+class Delivered(Event, frozen=True, gc=False, tag="delivered", omit_defaults=True):
+    """Tokens were copied to the result. ``wrong`` says what was there instead of the source; empty if it was
+    equal."""
 
     receiver_rank: int
     room: int
@@ -85,7 +87,7 @@ class Delivered(Event, tag="delivered"):
     wrong: str = ""
 
 
-class Finished(Event, tag="finished"):
+class Finished(Event, frozen=True, gc=False, tag="finished", omit_defaults=True):
     """A request reached a terminal state on one receiver rank, or on the sender for one."""
 
     side: str
@@ -96,19 +98,27 @@ class Finished(Event, tag="finished"):
     reason: str
     total_tokens: int
     undisturbed: bool = False
-    """Nothing was lost, crashed, cut off, aborted or jumped in this run so far."""
+    """Nothing was lost, crashed, cut off, aborted or jumped in this run so far, and the request is not too
+    large."""
 
 
-class Decided(Event, tag="decided"):
-    """What one of ``ranks`` ranks decided in one collective tick: (room, table event) in order. ``ranks`` = 0: the
-    collective was lost before every rank had come out of it."""
+class Restarted(Event, frozen=True, gc=False, tag="restarted", omit_defaults=True):
+    """The sender process that served these receiver ranks died, and came back with no memory of what had
+    ended."""
+
+    receiver_ranks: tuple[int, ...]
+
+
+class Decided(Event, frozen=True, gc=False, tag="decided", omit_defaults=True):
+    """What one of ``ranks`` ranks decided in one collective tick: (room, table event) in order. ``ranks`` =
+    0: the collective was lost before every rank had come out of it."""
 
     ranks: int
     receiver_rank: int
     decisions: tuple[tuple[int, str], ...]
 
 
-class Overtaken(Event, tag="overtaken"):
+class Overtaken(Event, frozen=True, gc=False, tag="overtaken", omit_defaults=True):
     """A newcomer got grant 0 while rooms that hold data waited for blocks and blocks were free."""
 
     receiver_rank: int
@@ -116,7 +126,7 @@ class Overtaken(Event, tag="overtaken"):
     waiting: tuple[int, ...]
 
 
-class Repeated(Event, tag="repeated"):
+class Repeated(Event, frozen=True, gc=False, tag="repeated", omit_defaults=True):
     """A duplicated message was delivered; ``changed`` says what state it changed, empty if none."""
 
     target: str
@@ -124,7 +134,7 @@ class Repeated(Event, tag="repeated"):
     changed: str = ""
 
 
-class LedgerRefused(Event, tag="refused"):
+class LedgerRefused(Event, frozen=True, gc=False, tag="refused", omit_defaults=True):
     """The block ledger refused a move, which guards ``property``."""
 
     receiver_rank: int
@@ -133,21 +143,34 @@ class LedgerRefused(Event, tag="refused"):
     text: str
 
 
-class Audited(Event, tag="audited"):
+class Audited(Event, frozen=True, gc=False, tag="audited", omit_defaults=True):
     """A ledger audit found something wrong."""
 
     receiver_rank: int
     text: str
 
 
-class Note(Event, tag="note"):
+class Note(Event, frozen=True, gc=False, tag="note", omit_defaults=True):
     """Something to read, that no checker looks at: a message sent, received, lost; a fault."""
 
     kind: str
     text: str
 
 
-AnyEvent = Union[
-    StateChanged, Granted, Executed, Wrote, Progressed, Delivered, Finished, Decided, Overtaken, Repeated, LedgerRefused,
-    Audited, Note,
-]  # fmt: skip
+AnyEvent: TypeAlias = (
+    StateChanged
+    | Granted
+    | Executed
+    | Wrote
+    | Progressed
+    | Delivered
+    | Finished
+    | Restarted
+    | Decided
+    | Overtaken
+    | Repeated
+    | LedgerRefused
+    | Audited
+    | Note
+)
+"""Everything that can be seen of a run."""

@@ -1,9 +1,10 @@
 """One checker for each safety property, over a stream of events.
 
-A checker keeps what it must remember, and nothing else; ``save`` gives that memory in a hashable form, so that an
-exhaustive search can tell states apart that differ only in what a checker has seen. The liveness properties L1 and L2
-are not here: they speak of where a run can get to, which an engine knows and an event stream does not (the part of
-L1 that a stream can show, a deadline that fires though nothing was disturbed, is here).
+A checker keeps what it must remember, and nothing else; ``save`` gives that memory in a hashable form, so
+that an exhaustive search can tell states apart that differ only in what a checker has seen. The liveness
+properties L1 and L2 are not here: they speak of where a run can get to, which an engine knows and an event
+stream does not (the part of L1 that a stream can show, a deadline that fires though nothing was disturbed, is
+here).
 """
 
 from __future__ import annotations
@@ -12,15 +13,26 @@ from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
 
 from fsm.events import (
-    Audited, Decided, Delivered, Executed, Finished, Granted, LedgerRefused, Overtaken, Progressed, Repeated,
-    StateChanged, Wrote,
+    Audited,
+    Decided,
+    Delivered,
+    Executed,
+    Finished,
+    Granted,
+    LedgerRefused,
+    Overtaken,
+    Progressed,
+    Repeated,
+    Restarted,
+    StateChanged,
+    Wrote,
 )  # fmt: skip
 from fsm.messages import Epoch
 from fsm.states import TERMINAL, State
 
 PROPERTIES: dict[str, str] = {
     "I1": "no byte is written to a block that is not granted to, or quarantined on account of, that grant",
-    "I2": "at Success the landed ranges tile the request exactly once and what is delivered equals the source",
+    "I2": "at Success the landed ranges tile the request exactly once, and what is delivered is the source",
     "I3": "no block has two owners, and free + owned + quarantined = pool",
     "I4": "terminal states are absorbing within an epoch",
     "I5": "the watermark is monotone and never ahead of the bytes that have landed",
@@ -88,7 +100,8 @@ class WritesAreOpen(Checker):
 
 
 class DeliveredEqualsSource(Checker):
-    """I2. Remembers the pieces delivered so far: (start, count), and what was wrong with the first wrong one."""
+    """I2. Remembers the pieces delivered so far: (start, count), and what was wrong with the first wrong
+    one."""
 
     name = "I2"
 
@@ -110,11 +123,9 @@ class DeliveredEqualsSource(Checker):
         if event.state != State.SUCCESS:
             return None
         if wrong:
-            return self.broken(f"room {event.room} rank {event.receiver_rank} ended in Success with wrong content: {wrong}")
+            return self.broken(f"{_where(event)} ended in Success with wrong content: {wrong}")
         if end != event.total_tokens:
-            return self.broken(
-                f"room {event.room} rank {event.receiver_rank} ended in Success with {end} of {event.total_tokens} tokens"
-            )
+            return self.broken(f"{_where(event)} ended in Success with {end} of {event.total_tokens} tokens")
         return None
 
 
@@ -131,12 +142,19 @@ class BlocksHaveOneOwner(Checker):
 
 
 class TerminalAbsorbs(Checker):
-    """I4. Remembers every epoch's terminal state."""
+    """I4. Remembers every epoch's terminal state; that of a sender as long as its process, for an epoch is the
+    receiver's and outlives it."""
 
     name = "I4"
 
     def handlers(self) -> dict[type[Any], Callable[[Any], Verdict]]:
-        return {StateChanged: self._changed}
+        return {StateChanged: self._changed, Restarted: self._restarted}
+
+    def _restarted(self, event: Restarted) -> Verdict:
+        for key in tuple(self.memory):
+            if key[0] == "sender" and key[1] in event.receiver_ranks:
+                del self.memory[key]
+        return None
 
     def _changed(self, event: StateChanged) -> Verdict:
         if event.epoch is None:
@@ -144,7 +162,8 @@ class TerminalAbsorbs(Checker):
         key = (event.side, event.receiver_rank, event.room, event.epoch)
         before = self.memory.get(key)
         if before is not None:
-            return self.broken(f"room {event.room} epoch {event.epoch.counter} had ended in {before} and is now {event.target}")
+            epoch = f"room {event.room} epoch {event.epoch.counter}"
+            return self.broken(f"{epoch} had ended in {before} and is now {event.target}")
         if event.target in TERMINAL:
             self.memory[key] = event.target
         return None
@@ -169,11 +188,10 @@ class WatermarkBehindBytes(Checker):
         key = (event.receiver_rank, event.room, event.epoch)
         watermark, arrived = self.memory.get(key, (0, 0))
         if event.tokens < watermark:
-            return self.broken(f"room {event.room} rank {event.receiver_rank}: the watermark fell from {watermark} to {event.tokens}")
+            return self.broken(f"{_where(event)}: the watermark fell from {watermark} to {event.tokens}")
         if event.tokens > arrived:
-            return self.broken(
-                f"room {event.room} rank {event.receiver_rank}: the watermark is {event.tokens}, {arrived} tokens have landed"
-            )
+            landed = f"{arrived} tokens have landed"
+            return self.broken(f"{_where(event)}: the watermark is {event.tokens}, {landed}")
         self.memory[key] = (event.tokens, arrived)
         return None
 
@@ -184,7 +202,8 @@ class WatermarkBehindBytes(Checker):
 
 
 class OnceEach(Checker):
-    """I6. Remembers, per rank and epoch, which starts were granted under which seq and which seqs were executed."""
+    """I6. Remembers, per rank and epoch, which starts were granted under which seq and which seqs were
+    executed."""
 
     name = "I6"
 
@@ -196,9 +215,8 @@ class OnceEach(Checker):
         grants = self.memory.get(key, ())
         for seq, start in grants:
             if start == event.start and seq != event.seq:
-                return self.broken(
-                    f"room {event.room} rank {event.receiver_rank}: start {start} was granted as seq {seq} and again as seq {event.seq}"
-                )
+                seqs = f"as seq {seq} and again as seq {event.seq}"
+                return self.broken(f"{_where(event)}: start {start} was granted {seqs}")
         self.memory[key] = (*grants, (event.seq, event.start))
         return None
 
@@ -206,13 +224,14 @@ class OnceEach(Checker):
         key = ("executed", event.receiver_rank, event.room, event.epoch)
         last = self.memory.get(key, -1)
         if event.seq <= last:
-            return self.broken(f"room {event.room} rank {event.receiver_rank}: seq {event.seq} was executed twice")
+            return self.broken(f"{_where(event)}: seq {event.seq} was executed twice")
         self.memory[key] = event.seq
         return None
 
 
 class RanksAgree(Checker):
-    """I7. Compares what the ranks decided in one collective tick; remembers it until the last rank has decided."""
+    """I7. Compares what the ranks decided in one collective tick; remembers it until the last rank has
+    decided."""
 
     name = "I7"
 
@@ -222,10 +241,11 @@ class RanksAgree(Checker):
     def _decided(self, event: Decided) -> Verdict:
         known = self.memory.pop("open", None)
         if event.ranks == 0:
-            return None  # the collective was lost with a rank; whoever had left it decided alone, and that is all
+            return None  # the collective was lost with a rank: whoever had left it decided alone
         rank, decisions, seen = known or (event.receiver_rank, event.decisions, 0)
         if decisions != event.decisions:
-            return self.broken(f"rank {rank} decided {decisions}, rank {event.receiver_rank} {event.decisions}")
+            other = f"rank {event.receiver_rank} {event.decisions}"
+            return self.broken(f"rank {rank} decided {decisions}, {other}")
         if seen + 1 < event.ranks:
             self.memory["open"] = (rank, decisions, seen + 1)
         return None
@@ -240,7 +260,9 @@ class DuplicatesDoNothing(Checker):
         return {Repeated: self._repeated}
 
     def _repeated(self, event: Repeated) -> Verdict:
-        return self.broken(f"{event.message} to the {event.target}: {event.changed}") if event.changed else None
+        if not event.changed:
+            return None
+        return self.broken(f"{event.message} to the {event.target}: {event.changed}")
 
 
 class DeadlinesRest(Checker):
@@ -254,8 +276,8 @@ class DeadlinesRest(Checker):
     def _finished(self, event: Finished) -> Verdict:
         if event.undisturbed and event.state != State.SUCCESS:
             return self.broken(
-                f"room {event.room} failed on the {event.side} (rank {event.receiver_rank}): {event.reason}, though nothing was "
-                "lost, crashed, cut off or aborted"
+                f"room {event.room} failed on the {event.side} (rank {event.receiver_rank}): {event.reason}, "
+                "though nothing was lost, crashed, cut off or aborted"
             )
         return None
 
@@ -269,7 +291,12 @@ class DataFirst(Checker):
         return {Overtaken: self._overtaken}
 
     def _overtaken(self, event: Overtaken) -> Verdict:
-        return self.broken(f"room {event.room} got grant 0 while rooms {list(event.waiting)} held data and waited for blocks")
+        waiting = f"rooms {list(event.waiting)} held data and waited for blocks"
+        return self.broken(f"room {event.room} got grant 0 while {waiting}")
+
+
+def _where(event: Any) -> str:
+    return f"room {event.room} rank {event.receiver_rank}"
 
 
 CHECKERS: tuple[type[Checker], ...] = (

@@ -109,8 +109,9 @@ def blocks_for_early_grant(ops: Ops, available: Number) -> Number:
 def result_needed(ops: Ops, total: Number, limit: Number) -> Number:
     """R6: the free result memory, in tokens, that a first grant asks for: the whole total, once it is known.
 
-    An early grant takes ``limit``, the longest request there may be, and leaves as much again: else the memory is
-    held by requests that wait to be staged, while what is staged, and holds the source pool, waits for memory.
+    An early grant takes ``limit``, the longest request there may be, and leaves as much again: else the
+    memory is held by requests that wait to be staged, while what is staged, and holds the source pool, waits
+    for memory.
     """
     return ops.where(total > UNKNOWN, total, limit + limit)
 
@@ -124,7 +125,8 @@ def fold_known(ops: Ops, lowest_known: Number, highest_known: Number, all_known:
     """R7: a value that must be equal on all ranks that know it; unknown is not a mismatch.
 
     ``lowest_known`` and ``highest_known`` range over the ranks that know a value (``highest_known`` is
-    ``UNKNOWN`` where none does). Returns the value, ``UNKNOWN`` while a rank does not know it, or ``MISMATCH``.
+    ``UNKNOWN`` where none does). Returns the value, ``UNKNOWN`` while a rank does not know it, or
+    ``MISMATCH``.
     """
     differ = (highest_known > UNKNOWN) & (lowest_known != highest_known)
     return ops.where(differ, MISMATCH, ops.where(all_known, highest_known, UNKNOWN))

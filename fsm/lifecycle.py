@@ -67,16 +67,17 @@ def _last_chunk(facts: Any) -> bool:
     return bool(facts.last_chunk)
 
 
-_FAIL = Row("fail", State.FAILED, effect="close", why="aborted, timed out, refused or broken; the reason is kept")
+_FAIL = Row("fail", State.FAILED, effect="close", why="aborted, timed out, refused or broken")
 _LANDED = (
-    Row("landed", State.TRANSFERRING, "partial", "copy_out", "a chunk is in memory and tokens are still missing"),
+    Row("landed", State.TRANSFERRING, "partial", "copy_out", "a chunk is in memory, tokens are missing"),
     Row("landed", REFUSE, "!partial", why="the last chunk leads to Success once it is delivered"),
 )
 _COMPLETE = (
     Row("complete", State.SUCCESS, "delivered", "close", "every token landed once, verified, delivered"),
     Row("complete", REFUSE, "!delivered", why="tokens are still missing"),
 )
-_RESUME_REFUSED = Row("resume", REFUSE, "!resume_due", why="R2: this watermark was resumed already, or nothing is missing")
+_NOT_DUE = "R2: this watermark was resumed already, or nothing is missing"
+_RESUME_REFUSED = Row("resume", REFUSE, "!resume_due", why=_NOT_DUE)
 
 RECEIVER_TABLE = Table(
     "receiver",
@@ -88,13 +89,13 @@ RECEIVER_TABLE = Table(
             _FAIL,
         ],
         State.WAITING: [
-            Row("grant", State.WAITING, effect="send_grant", why="grant 0 goes out: early, or for the OFFER's total"),
+            Row("grant", State.WAITING, effect="send_grant", why="grant 0: early, or for the OFFER's total"),
             *_LANDED,
             *_COMPLETE,
             _FAIL,
         ],
         State.TRANSFERRING: [
-            Row("resume", State.RESUMING, "resume_due", "send_grant", "grant k >= 1 goes out for the watermark reached"),
+            Row("resume", State.RESUMING, "resume_due", "send_grant", "grant k >= 1, for this watermark"),
             _RESUME_REFUSED,
             _FAIL,
         ],
@@ -113,9 +114,9 @@ RECEIVER_FIVE_STATE_TABLE = Table(
         State.BOOTSTRAPPING: [Row("registered", State.WAITING), _FAIL],
         State.WAITING: [Row("grant", State.WAITING, effect="send_grant"), *_LANDED, *_COMPLETE, _FAIL],
         State.TRANSFERRING: [
-            Row("landed", State.TRANSFERRING, "partial", "copy_out", "landed and asked for look the same here"),
+            Row("landed", State.TRANSFERRING, "partial", "copy_out", "landed and asked for look the same"),
             Row("landed", REFUSE, "!partial"),
-            Row("resume", State.TRANSFERRING, "resume_due", "send_grant", "what `resume_due` means is the detector's choice"),
+            Row("resume", State.TRANSFERRING, "resume_due", "send_grant", "the detector says what is due"),
             _RESUME_REFUSED,
             *_COMPLETE,
             _FAIL,
@@ -141,11 +142,11 @@ SENDER_TABLE = Table(
         ],
         State.TRANSFERRING: [
             Row("committed", State.SUCCESS, "last_chunk", "send_status", "the last chunk is committed"),
-            Row("committed", State.RESUMING, "!last_chunk", "send_status", "a chunk is committed; the next grant is awaited"),
+            Row("committed", State.RESUMING, "!last_chunk", "send_status", "the next grant is awaited"),
             _FAIL,
         ],
         State.RESUMING: [
-            Row("grant", State.TRANSFERRING, effect="write", why="the next seq, starting at what was committed"),
+            Row("grant", State.TRANSFERRING, effect="write", why="the next seq, from what was committed"),
             _FAIL,
         ],
         State.SUCCESS: [],
@@ -159,14 +160,14 @@ BLOCK_TABLE = Table(
     initial=BlockState.FREE,
     terminal=(),
     rows={
-        BlockState.FREE: [Row("reserve", BlockState.RESERVED, why="picked for a grant that is about to be sent")],
+        BlockState.FREE: [Row("reserve", BlockState.RESERVED, why="picked for a grant about to be sent")],
         BlockState.RESERVED: [
             Row("grant", BlockState.GRANTED, why="named in a GRANT: from here on the sender may write"),
             Row("free", BlockState.FREE, why="the grant was not sent"),
         ],
         BlockState.GRANTED: [
             Row("land", BlockState.LANDED, why="the closing STATUS reached it"),
-            Row("unreached", BlockState.FREE, why="the closing STATUS did not reach it, and is the word that nothing will"),
+            Row("unreached", BlockState.FREE, why="the closing STATUS did not reach it, so nothing will"),
             Row("quarantine", BlockState.QUARANTINED, why="it will not land, and a write may be under way"),
         ],
         BlockState.LANDED: [

@@ -1,17 +1,18 @@
 """The receiver of one rank, sans I/O: messages and ticks in, effects out.
 
-Messages only record facts (:mod:`fsm.receiver_facts`). Everything that is decided is decided in a tick, which has two
-halves, so that many ranks can decide alike (R7): :meth:`Receiver.observe` says what this rank has seen, the ranks'
-observations are folded by :func:`fsm.ranks.fold`, and :meth:`Receiver.decide` acts on the folded observation, and on
-nothing that only this rank knows. With one rank, :meth:`Receiver.tick` does all three.
+Messages only record facts (:mod:`fsm.receiver_facts`). Everything that is decided is decided in a tick, which
+has two halves, so that many ranks can decide alike (R7): :meth:`Receiver.observe` says what this rank has
+seen, the ranks' observations are folded by :func:`fsm.ranks.fold`, and :meth:`Receiver.decide` acts on the
+folded observation, and on nothing that only this rank knows. With one rank, :meth:`Receiver.tick` does all
+three.
 
-The order within a tick is fixed: lifecycles first, by room; then grants, data-holders before newcomers, oldest
-first (R6); then resends, expiries and heartbeats (R3, R8, R9).
+The order within a tick is fixed: lifecycles first, by room; then grants, data-holders before newcomers,
+oldest first (R6); then resends, expiries and heartbeats (R3, R8, R9).
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final, TypeAlias
 
 from fsm import kernel
 from fsm.allocators import Choices, FirstChoice, Kind
@@ -28,8 +29,11 @@ from fsm.receiver_room import FiveStateReceiverRoom, ReceiverRoom, Tombstone
 from fsm.rules import PROTOCOL, Headers, Rules
 from fsm.states import TERMINAL, State
 
-_STATE_NUMBER = {state: number for number, state in enumerate(State)}
+_STATE_NUMBER: Final[dict[str, int]] = {state: number for number, state in enumerate(State)}
 _UNLIMITED = 1 << 62
+
+Candidate: TypeAlias = tuple[ReceiverRoom, AgreedRoom]
+"""A request that wants blocks, as it is here and as all ranks see it."""
 _FIRST = FirstChoice()
 
 
@@ -41,10 +45,10 @@ def no_headers(block: int) -> int:
 class Receiver(FactKeeper):
     """One rank of a language worker. Not thread-safe: one owner calls it.
 
-    ``boot_id`` is 1 or more, and grows from one start of the process to the next (R8). ``flat`` drives lifecycles
-    through the flat lookup instead of the ``transitions`` machine; no hooks are called then. ``room_class`` may be a
-    subclass of ``ReceiverRoom`` with hooks. Raises :class:`LocalError` for a ``boot_id`` below 1, and for a
-    ``room_class`` on another table than that of the rules.
+    ``boot_id`` is 1 or more, and grows from one start of the process to the next (R8). ``flat`` drives
+    lifecycles through the flat lookup instead of the ``transitions`` machine; no hooks are called then.
+    ``room_class`` may be a subclass of ``ReceiverRoom`` with hooks. Raises :class:`LocalError` for a
+    ``boot_id`` below 1, and for a ``room_class`` on another table than that of the rules.
     """
 
     def __init__(
@@ -69,22 +73,24 @@ class Receiver(FactKeeper):
         self.waiting: tuple[int, ...] = ()
         """Rooms that hold data and got no blocks in the last tick."""
         self.block_kind: Kind | None = None
-        """What makes two free blocks interchangeable to a hostile allocator; only a search for all choices sets it."""
+        """What makes two free blocks interchangeable to a hostile allocator; only a search for all choices
+        sets it."""
         self._offered = 0
 
     # --- what the caller says -------------------------------------------------------------------------
 
     def submit(self, room: int, now_s: float, *, early_tokens: int = 0) -> list[Effect]:
         """Begin to receive a request. ``early_tokens`` > 0 grants that many before the OFFER (the last free
-        block excepted, and only where result memory for yet another request is left). Every rank must submit the
-        same requests in the same order.
+        block excepted, and only where result memory for yet another request is left). Every rank must submit
+        the same requests in the same order.
 
-        Raises :class:`LocalError` if the room is in use here or the size is out of range; nothing is changed then.
+        Raises :class:`LocalError` if the room is in use here or the size is out of range; nothing is changed
+        then.
         """
         if not 0 <= room < 1 << 63:
             raise LocalError(f"room {room}: expected 0 to 2**63 - 1")
         if room in self.rooms:
-            raise LocalError(f"room {room} is in use (epoch {self.rooms[room].epoch}); wait for its end or use another")
+            raise LocalError(f"room {room} is in use here; wait for its end or use another")
         if not 0 <= early_tokens <= self.config.total_tokens_max:
             raise LocalError(f"early_tokens={early_tokens}: expected 0 to {self.config.total_tokens_max}")
         out = self._out = []
@@ -108,8 +114,8 @@ class Receiver(FactKeeper):
         self._observe_failure(self.rooms[room], Reason.ABORTED)
 
     def rank_lost(self, boot_id: int) -> None:
-        """A rank of this receiver is gone: every request fails at the next tick, and this receiver speaks under
-        a new ``boot_id`` from now on, so that the sender fences the old one (R7)."""
+        """A rank of this receiver is gone: every request fails at the next tick, and this receiver speaks
+        under a new ``boot_id`` from now on, so that the sender fences the old one (R7)."""
         if boot_id <= self.boot_id:
             raise LocalError(f"boot_id={boot_id}: expected more than the present {self.boot_id}")
         self.boot_id = boot_id
@@ -139,9 +145,15 @@ class Receiver(FactKeeper):
             wanted = wanted or self._may_want_blocks(room, progress)
             rooms.append(
                 Observed(
-                    room.room, room.epoch, room.registered, room.total_tokens, room.flags, progress,
-                    room.delivered_tokens, room.failure,
-                )  # fmt: skip
+                    room.room,
+                    room.epoch,
+                    room.registered,
+                    room.total_tokens,
+                    room.flags,
+                    progress,
+                    room.delivered_tokens,
+                    room.failure,
+                )
             )
         self._offered = self.ledger.offer(choices) if wanted else 0
         return Observation(self.config.rank, tuple(rooms), self._offered, self.free_result_tokens)
@@ -149,7 +161,7 @@ class Receiver(FactKeeper):
     def decide(self, agreed: Agreed, now_s: float, choices: Choices = _FIRST) -> list[Effect]:
         """Act on what all ranks agreed on."""
         out = self._out = []
-        candidates: list[tuple[ReceiverRoom, AgreedRoom]] = []
+        candidates: list[Candidate] = []
         for seen in agreed.rooms:
             room = self.rooms.get(seen.room)
             if room is not None:
@@ -159,6 +171,7 @@ class Receiver(FactKeeper):
         self.waiting = ()
         if candidates:
             self._walk(candidates, agreed, now_s, choices)
+        self._offered = 0
         self._timers(now_s)
         return out
 
@@ -212,8 +225,8 @@ class Receiver(FactKeeper):
             self._move(room, "landed", ReceiverFacts(partial=True))
         self.rules.claim(room, seen.committed_tokens)
         if room.grant is not None and room.grant.start < seen.committed_tokens:
-            # The agreed watermark never covers a grant that is open here, for it is the smallest of all. If it does,
-            # the ledger refuses to read what has not landed.
+            # The agreed watermark never covers a grant that is open here, for it is the smallest of all. If
+            # it does, the ledger refuses to read what has not landed.
             self.rules.read_guard(self.ledger, room.owner(room.grant.seq), room.grant.blocks)
         if self.rules.copy_when_landed(room) or not partial:
             self.copy_out(room)
@@ -233,7 +246,8 @@ class Receiver(FactKeeper):
         self._close_room(room, now_s)
 
     def _fail(self, room: ReceiverRoom, reason: Reason, now_s: float) -> None:
-        """End a request that cannot succeed. What may still be written goes to quarantine, not to the free list."""
+        """End a request that cannot succeed. What may still be written goes to quarantine, not to the free
+        list."""
         room.failure = reason
         self._move(room, "fail", ReceiverFacts())
         tombstone = self._close_room(room, now_s)
@@ -274,7 +288,7 @@ class Receiver(FactKeeper):
         return self._wants_blocks(room) or room.handled_tokens < progress_tokens < room.total_tokens
 
     def _walk(
-        self, candidates: list[tuple[ReceiverRoom, AgreedRoom]], agreed: Agreed, now_s: float, choices: Choices
+        self, candidates: list[Candidate], agreed: Agreed, now_s: float, choices: Choices
     ) -> None:
         """R6, R7: one agreed order over one agreed number of blocks; each takes what there is."""
         free = self.rules.equal_capacity(agreed.free_blocks, self._offered)
@@ -303,7 +317,9 @@ class Receiver(FactKeeper):
         """R6: an early grant reserves result memory at the configured limit."""
         return min(self.config.total_tokens_max, self.config.result_tokens or self.config.total_tokens_max)
 
-    def _grant_to(self, room: ReceiverRoom, seen: AgreedRoom, free: int, now_s: float, choices: Choices) -> int:
+    def _grant_to(
+        self, room: ReceiverRoom, seen: AgreedRoom, free: int, now_s: float, choices: Choices
+    ) -> int:
         """Grant a request what it may have of ``free`` blocks; returns how many blocks it got."""
         block_tokens = self.config.layout.block_tokens
         early = room.next_seq == 0 and seen.total_tokens == UNKNOWN
@@ -359,7 +375,7 @@ class Receiver(FactKeeper):
         if room.state == State.WAITING and not room.total_agreed:
             return timing.deadline_s + room.peer_queue_s, Reason.DEADLINE  # the peer may queue for staging
         if room.state == State.TRANSFERRING or room.next_seq == 0:
-            return timing.queue_deadline_s, Reason.QUEUE_DEADLINE  # the own queue, for blocks or result memory
+            return timing.queue_deadline_s, Reason.QUEUE_DEADLINE  # for the own blocks or result memory
         return timing.deadline_s, Reason.DEADLINE
 
     def _overdue(self, room: ReceiverRoom, now_s: float) -> Reason:
@@ -373,7 +389,7 @@ class Receiver(FactKeeper):
                 room.resend_at = now_s + timing.resend_s
                 self._out.append(Send(room.pending, resend=True))
         due = [key for key, tombstone in self.tombstones.items() if tombstone.due(now_s)]
-        for key in sorted(due):  # by name, not by age: a receiver that was loaded must do the same as one that ran
+        for key in sorted(due):  # by name, not by age: who was loaded must do the same as who ran
             tombstone = self.tombstones[key]
             if tombstone.expired(now_s):
                 del self.tombstones[key]
@@ -396,20 +412,26 @@ class Receiver(FactKeeper):
         room.resend_at = now_s + self.config.timing.resend_s
         self._out.append(Send(message))
 
+    @property
+    def resting(self) -> bool:
+        """Whether no request that has ended still awaits anything: an acknowledgement, a proof, the end of a copy."""
+        return not any(tombstone.abort or tombstone.holds_blocks for tombstone in self.tombstones.values())
+
     def save(self, now_s: float) -> tuple[Any, ...]:
         """Everything that may influence the future, hashable; times relative to ``now_s``."""
         return (
             tuple([room.save(now_s, self.config.timing.longest_s) for room in self.rooms.values()]),
             tuple([self.tombstones[key].save(now_s) for key in sorted(self.tombstones)]),
             self.ledger.save(), self.boot_id, self.counter, self.peer_boot_id, self.free_result_tokens,
-            self.heartbeat_at - now_s if self.config.timing.heartbeat_s else 0, self._offered, self.waiting,
+            self.heartbeat_at - now_s if self.config.timing.heartbeat_s else 0, self._offered,
             self.gone_boot_id,
         )  # fmt: skip
 
     def load(self, saved: tuple[Any, ...], now_s: float) -> None:
         """Take on the state that ``save`` described."""
         rooms, tombstones, ledger, self.boot_id, self.counter, self.peer_boot_id = saved[:6]
-        self.free_result_tokens, heartbeat_at, self._offered, self.waiting, self.gone_boot_id = saved[6:]
+        self.free_result_tokens, heartbeat_at, self._offered, self.gone_boot_id = saved[6:]
+        self.waiting = ()
         self.rooms = {record[1]: self.room_class.load(record, now_s) for record in rooms}
         loaded = [Tombstone.load(record, now_s) for record in tombstones]
         self.tombstones = {(tombstone.room, tombstone.epoch): tombstone for tombstone in loaded}

@@ -1,8 +1,9 @@
 """The half of a receiver rank that listens: messages and completions become facts, and nothing is decided.
 
-A message that fits is noted on its room (or on the tombstone of one that has ended), and what it makes certain about
-blocks is told to the ledger at once: the STATUS that closes a grant, the proof that nothing will be written any more.
-Everything else waits for the next tick, where all ranks decide alike (:mod:`fsm.receiver`).
+A message that fits is noted on its room (or on the tombstone of one that has ended), and what it makes
+certain about blocks is told to the ledger at once: the STATUS that closes a grant, the proof that nothing
+will be written any more. Everything else waits for the next tick, where all ranks decide alike
+(:mod:`fsm.receiver`).
 """
 
 from __future__ import annotations
@@ -17,8 +18,19 @@ from fsm.effects import Effect, Recycle, Refused, Send, Watermark
 from fsm.errors import LedgerError, LocalError
 from fsm.kernel import INT, UNKNOWN
 from fsm.messages import (
-    Abort, AbortAck, BlockRef, Epoch, Heartbeat, Layout, Message, Nack, NackCode, Offer, RegisterAck, Status,
-)  # fmt: skip
+    Abort,
+    AbortAck,
+    BlockRef,
+    Epoch,
+    Heartbeat,
+    Layout,
+    Message,
+    Nack,
+    NackCode,
+    Offer,
+    RegisterAck,
+    Status,
+)
 from fsm.reasons import NACK_REASONS, RETRIED_WHILE_BOOTSTRAPPING, Reason
 from fsm.receiver_room import Chunk, ReceiverRoom, Tombstone
 from fsm.rules import Rules
@@ -59,7 +71,7 @@ class FactKeeper:
 
     def __init__(self, config: ReceiverConfig, ledger: BlockLedger, boot_id: int, rules: Rules) -> None:
         if boot_id < 1:
-            raise LocalError(f"boot_id={boot_id}: expected 1 or more; 0 stands for a process that was never seen")
+            raise LocalError(f"boot_id={boot_id}: expected 1 or more; 0 stands for no process")
         self.config = config
         self.ledger = ledger
         self.boot_id = boot_id
@@ -93,7 +105,7 @@ class FactKeeper:
         if isinstance(message, (RegisterAck, AbortAck, Nack)):
             counts = self._see_boot(message.boot_id)
             if not counts and not isinstance(message, AbortAck):
-                return out  # what an old process says of its own writes stays true, and nothing else that it says
+                return out  # of all that an old process says, only its word on its own writes stays true
         room = self.rooms.get(message.room)
         if room is None or room.epoch != message.epoch:
             self._on_unmatched(message, now_s)
@@ -118,7 +130,7 @@ class FactKeeper:
         return out
 
     def copied(self, room: int, epoch: Epoch, seq: int, position_delta: int, now_s: float) -> list[Effect]:
-        """The copy that ``CopyOut`` asked for has ended; ``position_delta`` is the first header's, else ignored."""
+        """The copy that ``CopyOut`` asked for has ended; ``position_delta`` is read of the first one only."""
         out = self._out = []
         live = self.rooms.get(room)
         tombstone = self.tombstones.get((room, epoch))
@@ -132,8 +144,9 @@ class FactKeeper:
         """The transport proves that no write of the sender process ``boot_id`` is outstanding or will start
         (section "Quiescence" of the docs: its process is gone, the queue pair destroyed, and so on).
 
-        What is quarantined on its account is free, and requests that still need it fail at the next tick. A process
-        that survives the loss of its transport must come back under a new ``boot_id``: this one is over.
+        What is quarantined on its account is free, and requests that still need it fail at the next tick. A
+        process that survives the loss of its transport must come back under a new ``boot_id``: this one is
+        over.
         """
         out = self._out = []
         self.gone_boot_id = max(self.gone_boot_id, boot_id)
@@ -164,7 +177,7 @@ class FactKeeper:
         return True
 
     def _on_misaddressed(self, message: Message) -> None:
-        """A message between two other ranks: what expects an answer gets one, and nothing else happens (R11)."""
+        """R11: a message between two other ranks: what expects an answer gets one; nothing else happens."""
         if isinstance(message, Abort):
             self._acknowledge_abort(message)
         elif isinstance(message, Offer):
@@ -190,7 +203,7 @@ class FactKeeper:
             self._nack_offer(message, NackCode.NO_CAPACITY)
 
     def _learn_total(self, room: ReceiverRoom, message: Offer | Status) -> bool:
-        """R4: total and flags come from OFFER and STATUS, must agree, and are cached; returns whether they are news."""
+        """R4: total and flags come from OFFER and STATUS, must agree, and are cached; True if news."""
         total, flags = message.total_tokens, 2 * message.has_deepstack + message.has_mrope
         if room.total_tokens != UNKNOWN:
             if (total, flags) != (room.total_tokens, room.flags):
@@ -262,7 +275,7 @@ class FactKeeper:
             self.rules.unmatched(self, message, now_s)
 
     def _on_abort_ack(self, tombstone: Tombstone, message: AbortAck) -> None:
-        """R11: no write of this epoch is outstanding and none will start; the word of that very process only."""
+        """R11: no write of this epoch is outstanding and none will start; that very process says so."""
         tombstone.abort = None
         if message.boot_id == tombstone.peer_boot_id or not tombstone.peer_boot_id:
             tombstone.acknowledged = True
@@ -289,7 +302,7 @@ class FactKeeper:
             self._free(Owner(tombstone.room, tombstone.epoch, seq), chunk.blocks)
 
     def _release_if_quiet(self, tombstone: Tombstone) -> None:
-        """Where a send completion does not prove arrival, the sender's word is not enough: the own receive must end."""
+        """Where a send completion does not prove arrival, the own receive must have ended besides."""
         if not tombstone.held or not tombstone.acknowledged:
             return
         under_way = tombstone.executed_seq >= tombstone.held_seq > tombstone.landed_seq
@@ -327,11 +340,11 @@ class FactKeeper:
 
     def _nack_offer(self, message: Offer, code: NackCode) -> None:
         config = self.config
-        nack = Nack(message.room, message.epoch, config.sender_rank, config.rank, code, "OFFER", boot_id=self.boot_id)
-        self._out.append(Send(nack))
+        ranks = config.sender_rank, config.rank
+        self._out.append(Send(Nack(message.room, message.epoch, *ranks, code, "OFFER", boot_id=self.boot_id)))
 
     def _guarded(self, whose: ReceiverRoom | Tombstone, action: Callable[..., None], *arguments: Any) -> None:
-        """R11: a refusal of the ledger harms one room. It is reported, and the room, if it lives, fails at the next tick."""
+        """R11: a refusal of the ledger harms one room. If that room lives, it fails at the next tick."""
         try:
             action(*arguments)
         except LedgerError as error:

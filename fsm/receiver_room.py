@@ -25,21 +25,22 @@ class Chunk(NamedTuple):
 
 
 _PLAIN = (
-    "state", "room", "epoch", "early_tokens", "registered", "total_tokens", "flags", "word_tokens", "landed_tokens",
-    "landed_seq", "grant", "closing", "chunks", "next_seq", "handled_tokens", "last_resume_at", "delivered_tokens",
-    "reserved_tokens", "position_delta", "failure", "notes", "pending", "peer_boot_id", "peer_queue_s", "peer_gone",
-    "total_agreed", "resumes",
+    "state", "room", "epoch", "early_tokens", "registered", "total_tokens", "flags", "word_tokens",
+    "landed_tokens", "landed_seq", "grant", "closing", "chunks", "next_seq", "handled_tokens",
+    "last_resume_at", "delivered_tokens", "reserved_tokens", "position_delta", "failure", "notes", "pending",
+    "peer_boot_id", "peer_queue_s", "peer_gone", "total_agreed", "resumes",
 )  # fmt: skip
 
 
 class ReceiverRoom(ReceiverLifecycle):
     """One live request on one receiver rank.
 
-    ``word_tokens`` is the sender's word, ``landed_tokens`` the own completion, ``handled_tokens`` the agreed watermark
-    up to which chunks were taken, ``delivered_tokens`` how many of them are in the result. ``grant`` is the one grant
-    that is out; ``closing`` its STATUS, where the transport's own completion is still awaited. ``pending`` is the
-    message that awaits an answer and is sent again until it comes. ``peer_gone``: the process that it was registered
-    with was proved to write no more. ``total_agreed``: every rank knows the total. ``notes`` belongs to wrong rules alone.
+    ``word_tokens`` is the sender's word, ``landed_tokens`` the own completion, ``handled_tokens`` the agreed
+    watermark up to which chunks were taken, ``delivered_tokens`` how many of them are in the result.
+    ``grant`` is the one grant that is out; ``closing`` its STATUS, where the transport's own completion is
+    still awaited. ``pending`` is the message that awaits an answer and is sent again until it comes.
+    ``peer_gone``: the process that it was registered with was proved to write no more. ``total_agreed``:
+    every rank knows the total. ``notes`` belongs to wrong rules alone.
     """
 
     __slots__ = (*(name for name in _PLAIN if name != "state"), "progress_at", "resend_at")
@@ -84,8 +85,8 @@ class ReceiverRoom(ReceiverLifecycle):
         return self.total_tokens == UNKNOWN or self.landed_tokens < self.total_tokens
 
     def save(self, now_s: float, longest_s: float) -> tuple[Any, ...]:
-        """Everything that may influence the future, hashable; times relative to ``now_s``. Ages beyond ``longest_s``,
-        when every deadline has passed, are all alike."""
+        """Everything that may influence the future, hashable; times relative to ``now_s``. Ages beyond
+        ``longest_s``, when every deadline has passed, are all alike."""
         resend = self.resend_at - now_s if self.pending is not None else 0
         return (*_SAVED(self), max(self.progress_at - now_s, -longest_s), resend)
 
@@ -114,13 +115,14 @@ _SAVED = attrgetter(*_PLAIN)
 class Tombstone:
     """What is left of a request that ended: late messages hit it, and its quarantined blocks hang on it.
 
-    ``abort`` is sent again until it is acknowledged. ``held`` are blocks that await a quiescence proof, those of grant
-    ``held_seq``; ``reading`` those whose copy out has not ended. A tombstone that holds blocks never expires.
+    ``abort`` is sent again until it is acknowledged. ``held`` are blocks that await a quiescence proof, those
+    of grant ``held_seq``; ``reading`` those whose copy out has not ended. A tombstone that holds blocks never
+    expires.
     """
 
     __slots__ = (
-        "abort", "acknowledged", "epoch", "executed_seq", "expires_at", "held", "held_seq", "landed_seq", "peer_boot_id",
-        "reading", "reason", "resend_at", "room", "state",
+        "abort", "acknowledged", "epoch", "executed_seq", "expires_at", "held", "held_seq", "landed_seq",
+        "peer_boot_id", "reading", "reason", "resend_at", "room", "state",
     )  # fmt: skip
 
     def __init__(self, room: ReceiverRoom, expires_at: float) -> None:
@@ -153,9 +155,13 @@ class Tombstone:
         return self.expired(now_s) or (self.abort is not None and now_s >= self.resend_at)
 
     def save(self, now_s: float) -> tuple[Any, ...]:
-        """As for a room; times relative to ``now_s``."""
+        """As for a room; times relative to ``now_s``. If it awaits nothing, only its name matters."""
+        expires = max(self.expires_at - now_s, 0)
+        if self.abort is None and not self.holds_blocks:
+            over = None, True, self.epoch, -1, (), -1, -1, 0, (), Reason.NONE, self.room, self.state
+            return (*over, expires, 0)
         resend = self.resend_at - now_s if self.abort is not None else 0
-        return (*_TOMB_SAVED(self), max(self.expires_at - now_s, 0), resend)
+        return (*_TOMB_SAVED(self), expires, resend)
 
     @classmethod
     def load(cls, saved: tuple[Any, ...], now_s: float) -> Tombstone:

@@ -1,9 +1,9 @@
 """The small named rules at which historical code went wrong, each in its right form.
 
-Receiver, sender and ledger consult these and nothing else at the places where fourteen shipped versions differed.
-The simulator's zoo replaces single entries by the wrong versions; everything else stays the code that production
-runs. A rule is a plain function, so a replacement is a plain function too, and two replacements of different
-rules combine by naming both.
+Receiver, sender and ledger consult these and nothing else at the places where fourteen shipped versions
+differed. The simulator's zoo replaces single entries by the wrong versions; everything else stays the code
+that production runs. A rule is a plain function, so a replacement is a plain function too, and two
+replacements of different rules combine by naming both.
 
 A rule never decides from wall-clock time or from a buffer's content; the wrong versions do.
 """

@@ -1,9 +1,9 @@
 """The sender of one rank, sans I/O: submits, messages, completions and ticks in, effects out.
 
 A sender rank serves the receiver ranks it is told of. Each has a *lane* of its own per request: its grants,
-its watermark, its lifecycle; only the staged payload is shared. A grant is executed at most once, and only from what
-was committed for that rank (R3); whatever the transport then does, the write counts as outstanding until the caller
-says that it has ended, and an ABORT is acknowledged only after that (R11).
+its watermark, its lifecycle; only the staged payload is shared. A grant is executed at most once, and only
+from what was committed for that rank (R3); whatever the transport then does, the write counts as outstanding
+until the caller says that it has ended, and an ABORT is acknowledged only after that (R11).
 """
 
 from __future__ import annotations
@@ -18,8 +18,20 @@ from fsm.errors import LocalError
 from fsm.kernel import INT
 from fsm.lifecycle import SenderFacts
 from fsm.messages import (
-    Abort, AbortAck, Epoch, Grant, Heartbeat, Layout, Message, Nack, NackCode, Offer, Register, RegisterAck, Status,
-)  # fmt: skip
+    Abort,
+    AbortAck,
+    Epoch,
+    Grant,
+    Heartbeat,
+    Layout,
+    Message,
+    Nack,
+    NackCode,
+    Offer,
+    Register,
+    RegisterAck,
+    Status,
+)
 from fsm.reasons import NACK_REASONS, Reason
 from fsm.rules import PROTOCOL, GrantKind, Rules
 from fsm.sender_room import Lane, LaneKey, LaneTombstone, SenderRoom
@@ -36,7 +48,8 @@ class SenderConfig:
     receiver_ranks: tuple[int, ...] = (0,)
     """Those that this rank serves: each r with ``r mod senders`` equal to ``rank``."""
     senders: int = 1
-    """How many sender ranks serve one receiver. With several, each also waits for what the others stage (R9)."""
+    """How many sender ranks serve one receiver. With several, each also waits for what the others stage
+    (R9)."""
     source_blocks: int = 64
     """The source pool: bounds the payload that is staged at one time."""
     total_tokens_max: int = 1 << 20
@@ -65,7 +78,7 @@ class Sender:
         lane_class: type[Lane] = Lane,
     ) -> None:
         if boot_id < 1:
-            raise LocalError(f"boot_id={boot_id}: expected 1 or more; 0 stands for a process that was never seen")
+            raise LocalError(f"boot_id={boot_id}: expected 1 or more; 0 stands for no process")
         self.config = config
         self.boot_id = boot_id
         self.rules = rules
@@ -89,12 +102,19 @@ class Sender:
     # --- what the caller says -------------------------------------------------------------------------
 
     def submit(
-        self, room: int, total_tokens: int, now_s: float, *, has_mrope: bool = True, has_deepstack: bool = False
+        self,
+        room: int,
+        total_tokens: int,
+        now_s: float,
+        *,
+        has_mrope: bool = True,
+        has_deepstack: bool = False,
     ) -> list[Effect]:
-        """Begin to send a request of ``total_tokens`` tokens. Staging is asked for when its source blocks are free.
+        """Begin to send a request of ``total_tokens`` tokens. Staging is asked for when its source blocks are
+        free.
 
-        Raises :class:`LocalError` if the room is in use here, the length is out of range, or the payload is larger
-        than the whole source pool (R6); nothing is changed then.
+        Raises :class:`LocalError` if the room is in use here, the length is out of range, or the payload is
+        larger than the whole source pool (R6); nothing is changed then.
         """
         if not 0 <= room < 1 << 63:
             raise LocalError(f"room {room}: expected 0 to 2**63 - 1")
@@ -116,7 +136,8 @@ class Sender:
         return out
 
     def abort(self, room: int, now_s: float) -> list[Effect]:
-        """End a request on this side and tell every receiver rank. Raises :class:`LocalError` if there is none."""
+        """End a request on this side and tell every receiver rank. Raises :class:`LocalError` if there is
+        none."""
         if room not in self.rooms:
             raise LocalError(f"room {room}: nothing to abort; rooms here: {sorted(self.rooms)}")
         out = self._out = []
@@ -148,7 +169,9 @@ class Sender:
         self._write_ended(room, epoch, receiver_rank, seq, now_s, failed=False)
         return out
 
-    def write_failed(self, room: int, epoch: Epoch, receiver_rank: int, seq: int, now_s: float) -> list[Effect]:
+    def write_failed(
+        self, room: int, epoch: Epoch, receiver_rank: int, seq: int, now_s: float
+    ) -> list[Effect]:
         """The write of grant ``seq`` broke, and the transport proves that nothing of it is outstanding."""
         out = self._out = []
         self._write_ended(room, epoch, receiver_rank, seq, now_s, failed=True)
@@ -180,7 +203,7 @@ class Sender:
                     lane.resend_at = now_s + timing.resend_s
                     self._out.append(Send(lane.pending, resend=True))
         due = [key for key, tombstone in self.tombstones.items() if tombstone.due(now_s)]
-        for key in sorted(due):  # by name, not by age: a sender that was loaded must do the same as one that ran
+        for key in sorted(due):  # by name, not by age: who was loaded must do the same as who ran
             tombstone = self.tombstones[key]
             if now_s >= tombstone.expires_at:
                 del self.tombstones[key]
@@ -226,7 +249,7 @@ class Sender:
         return True
 
     def _on_misaddressed(self, message: Message) -> None:
-        """A message between two other ranks: what expects an answer gets one, and nothing else happens (R11)."""
+        """R11: a message between two other ranks: what expects an answer gets one; nothing else happens."""
         if isinstance(message, Abort):
             self._acknowledge_abort(message.room, message.epoch, message.receiver_rank, -1)
         elif isinstance(message, Register):
@@ -249,7 +272,7 @@ class Sender:
                 lane.epoch = message.epoch
                 self._fail(record, lane, Reason.INCOMPATIBLE, now_s, tell=False)
         elif LaneKey(message.room, message.epoch, message.receiver_rank) in self.tombstones:
-            self._nack(message, NackCode.CANCELLED, "REGISTER")  # its attempt is over; nothing revives it (R8)
+            self._nack(message, NackCode.CANCELLED, "REGISTER")  # that attempt is over, for good (R8)
         elif record is None or lane is None or not lane.live:
             if self.rules.unknown_room_answered():
                 self._nack(message, NackCode.UNKNOWN_ROOM, "REGISTER")
@@ -258,8 +281,8 @@ class Sender:
         elif lane.epoch == message.epoch:
             self._acknowledge_register(message, compatible=True)
         else:
-            # Another attempt at a room that still serves one: an older one is over, a newer one must wait for the
-            # ABORT of this one, which is on its way.
+            # Another attempt at a room that still serves one: an older one is over, a newer one must wait for
+            # the ABORT of this one, which is on its way.
             older = message.epoch < lane.epoch
             self._nack(message, NackCode.STALE_EPOCH if older else NackCode.NOT_READY, "REGISTER")
 
@@ -273,14 +296,9 @@ class Sender:
             self._serve_or_offer(record, lane, now_s)
 
     def _acknowledge_register(self, message: Register, *, compatible: bool) -> None:
-        self._out.append(
-            Send(
-                RegisterAck(
-                    message.room, message.epoch, self.config.rank, message.receiver_rank, self.boot_id, compatible,
-                    self.config.timing.queue_deadline_s,
-                )
-            )
-        )  # fmt: skip
+        ranks, queue_s = (self.config.rank, message.receiver_rank), self.config.timing.queue_deadline_s
+        ack = RegisterAck(message.room, message.epoch, *ranks, self.boot_id, compatible, queue_s)
+        self._out.append(Send(ack))
 
     def _on_grant(self, message: Grant, now_s: float) -> None:
         record = self.rooms.get(message.room)
@@ -306,11 +324,11 @@ class Sender:
 
     def _take_grant(self, record: SenderRoom, lane: Lane, grant: Grant, now_s: float) -> None:
         kind = self.rules.grant_kind(lane, grant)
-        if kind == GrantKind.GAP or not self._fits(grant):
-            self._nack(grant, NackCode.INTERNAL, "GRANT", grant.seq)
-        elif kind == GrantKind.REPLAY:
+        if kind == GrantKind.REPLAY:
             if lane.last_status is not None and lane.writing is None and lane.parked is None:
                 self._out.append(Send(lane.last_status, resend=True))
+        elif kind == GrantKind.GAP or not self._fits(grant):
+            self._nack(grant, NackCode.INTERNAL, "GRANT", grant.seq)
         else:
             lane.pending = None
             lane.progress_at = now_s
@@ -326,8 +344,8 @@ class Sender:
             self._serve_parked(record, lane, now_s)
             return
         lane.pending = Offer(
-            record.room, _epoch(lane), self.config.rank, lane.receiver_rank, record.total_tokens, record.has_mrope,
-            record.has_deepstack,
+            record.room, _epoch(lane), self.config.rank, lane.receiver_rank, record.total_tokens,
+            record.has_mrope, record.has_deepstack,
         )  # fmt: skip
         lane.resend_at = now_s + self.config.timing.resend_s
         self._out.append(Send(lane.pending))
@@ -359,9 +377,10 @@ class Sender:
     ) -> None:
         record = self.rooms.get(room)
         lane = record.lanes.get(receiver_rank) if record is not None else None
-        if record is None or lane is None or lane.epoch != epoch or lane.writing is None or lane.writing.seq != seq:
-            return
-        grant, lane.writing = lane.writing, None
+        grant = lane.writing if lane is not None and lane.epoch == epoch else None
+        if record is None or lane is None or grant is None or grant.seq != seq:
+            return  # that write ended before, or was never begun by this process
+        lane.writing = None
         if lane.live and failed:
             self._fail(record, lane, Reason.INTERNAL, now_s, tell=True)
         elif lane.live:
@@ -391,12 +410,14 @@ class Sender:
     def _on_nack(self, message: Nack, now_s: float) -> None:
         record = self.rooms.get(message.room)
         lane = record.lanes.get(message.receiver_rank) if record is not None else None
-        offered = lane is not None and lane.epoch == message.epoch and lane.state == State.WAITING
-        if record is not None and lane is not None and offered and message.about == "OFFER" and lane.pending is not None:
+        if record is None or lane is None or lane.epoch != message.epoch or message.about != "OFFER":
+            return
+        if lane.pending is not None:  # an OFFER is all that a lane ever awaits an answer to
             self._fail(record, lane, NACK_REASONS[message.code], now_s, tell=False)
 
     def _on_abort(self, message: Abort, now_s: float) -> None:
-        """R11: always answered, once no write of that epoch is outstanding; later grants of it are refused."""
+        """R11: always answered, once no write of that epoch is outstanding; later grants of it are
+        refused."""
         key = LaneKey(message.room, message.epoch, message.receiver_rank)
         record = self.rooms.get(message.room)
         lane = record.lanes.get(message.receiver_rank) if record is not None else None
@@ -409,8 +430,10 @@ class Sender:
                 self._acknowledge_abort(message.room, message.epoch, message.receiver_rank, seq)
             return
         if key not in self.tombstones:
-            self.tombstones[key] = LaneTombstone(State.FAILED, None, -1, now_s + self.config.timing.tombstone_s)
-        self._acknowledge_abort(message.room, message.epoch, message.receiver_rank, self.tombstones[key].executed_seq)
+            expires_at = now_s + self.config.timing.tombstone_s
+            self.tombstones[key] = LaneTombstone(State.FAILED, None, -1, expires_at)
+        executed_seq = self.tombstones[key].executed_seq
+        self._acknowledge_abort(message.room, message.epoch, message.receiver_rank, executed_seq)
 
     def _on_abort_ack(self, message: AbortAck, now_s: float) -> None:
         tombstone = self.tombstones.get(LaneKey(message.room, message.epoch, message.receiver_rank))
@@ -425,7 +448,8 @@ class Sender:
         self._move(record, lane, "fail", SenderFacts())
         tombstone = self._end(record, lane, now_s)
         if tell and tombstone is not None and lane.epoch is not None:
-            tombstone.abort = Abort(record.room, lane.epoch, self.config.rank, lane.receiver_rank, reason.name)
+            ranks = self.config.rank, lane.receiver_rank
+            tombstone.abort = Abort(record.room, lane.epoch, *ranks, reason.name)
             tombstone.resend_at = now_s + self.config.timing.resend_s
             self._out.append(Send(tombstone.abort))
 
@@ -479,8 +503,8 @@ class Sender:
             return timing.deadline_s, Reason.DEADLINE
         limit_s = timing.deadline_s + lane.peer_queue_s  # the peer may queue for blocks
         if lane.state == State.WAITING and self.config.senders > 1:
-            # The first grant goes to all ranks at once: until then, other sender ranks may have yet to be told of
-            # the request, and to stage it.
+            # The first grant goes to all ranks at once: until then, other sender ranks may have yet to be
+            # told of the request, and to stage it.
             limit_s += timing.bootstrap_s + timing.queue_deadline_s
         return limit_s, Reason.DEADLINE
 
@@ -492,17 +516,17 @@ class Sender:
         self._out.append(Moved(lane.receiver_rank, record.room, lane.epoch, event, source, lane.state))
 
     def _nack(self, message: Register | Grant, code: NackCode, about: str, seq: int = -1) -> None:
-        self._out.append(
-            Send(
-                Nack(
-                    message.room, message.epoch, self.config.rank, message.receiver_rank, code, about, seq, self.boot_id
-                )
-            )
-        )  # fmt: skip
+        ranks = self.config.rank, message.receiver_rank
+        self._out.append(Send(Nack(message.room, message.epoch, *ranks, code, about, seq, self.boot_id)))
 
     def _acknowledge_abort(self, room: int, epoch: Epoch, receiver_rank: int, executed_seq: int) -> None:
         ack = AbortAck(room, epoch, self.config.rank, receiver_rank, self.boot_id, executed_seq)
         self._out.append(Send(ack))
+
+    @property
+    def resting(self) -> bool:
+        """Whether no request that has ended still awaits an acknowledgement."""
+        return not any(tombstone.abort for tombstone in self.tombstones.values())
 
     def save(self, now_s: float) -> tuple[Any, ...]:
         """Everything that may influence the future, hashable; times relative to ``now_s``."""

@@ -13,18 +13,18 @@ from fsm.states import State
 from fsm.table import Lifecycle
 
 _PLAIN = (
-    "state", "receiver_rank", "epoch", "committed_tokens", "seq", "parked", "writing", "last_status", "failure",
-    "ack_owed", "pending", "peer_queue_s", "notes",
+    "state", "receiver_rank", "epoch", "committed_tokens", "seq", "parked", "writing", "last_status",
+    "failure", "ack_owed", "pending", "peer_queue_s", "notes",
 )  # fmt: skip
 
 
 class Lane(SenderLifecycle):
     """One receiver rank's part of one request.
 
-    ``seq`` is the last grant whose write was started (-1: none), ``writing`` that grant while its write is outstanding,
-    ``parked`` the one grant that came before it could be executed, ``last_status`` the answer to repeat. ``ack_owed``:
-    an ABORT came while a write was under way, and is acknowledged when it has ended. ``notes`` belongs to wrong
-    rules alone.
+    ``seq`` is the last grant whose write was started (-1: none), ``writing`` that grant while its write is
+    outstanding, ``parked`` the one grant that came before it could be executed, ``last_status`` the answer to
+    repeat. ``ack_owed``: an ABORT came while a write was under way, and is acknowledged when it has ended.
+    ``notes`` belongs to wrong rules alone.
     """
 
     __slots__ = (*(name for name in _PLAIN if name != "state"), "progress_at", "resend_at")
@@ -52,8 +52,8 @@ class Lane(SenderLifecycle):
         return self.state not in (State.SUCCESS, State.FAILED)
 
     def save(self, now_s: float, longest_s: float) -> tuple[Any, ...]:
-        """Everything that may influence the future, hashable; times relative to ``now_s``. Ages beyond ``longest_s``,
-        when every deadline has passed, are all alike."""
+        """Everything that may influence the future, hashable; times relative to ``now_s``. Ages beyond
+        ``longest_s``, when every deadline has passed, are all alike."""
         resend = self.resend_at - now_s if self.pending is not None else 0
         return (*_SAVED(self), max(self.progress_at - now_s, -longest_s), resend)
 
@@ -73,11 +73,14 @@ _SAVED = attrgetter(*_PLAIN)
 
 
 class SenderRoom:
-    """One request on one sender rank. ``blocks`` source blocks are pinned from staging until the last lane has ended."""
+    """One request on one sender rank. ``blocks`` source blocks are pinned from staging until the last lane
+    has ended."""
 
     __slots__ = ("blocks", "has_deepstack", "has_mrope", "lanes", "room", "staged", "staging", "total_tokens")
 
-    def __init__(self, room: int, total_tokens: int, has_mrope: bool, has_deepstack: bool, blocks: int) -> None:
+    def __init__(
+        self, room: int, total_tokens: int, has_mrope: bool, has_deepstack: bool, blocks: int
+    ) -> None:
         self.room = room
         self.total_tokens = total_tokens
         self.has_mrope = has_mrope
@@ -90,8 +93,8 @@ class SenderRoom:
     def save(self, now_s: float, longest_s: float) -> tuple[Any, ...]:
         """Everything that may influence the future, hashable; times relative to ``now_s``."""
         return (
-            self.room, self.total_tokens, self.has_mrope, self.has_deepstack, self.blocks, self.staging, self.staged,
-            tuple([lane.save(now_s, longest_s) for lane in self.lanes.values()]),
+            self.room, self.total_tokens, self.has_mrope, self.has_deepstack, self.blocks, self.staging,
+            self.staged, tuple([lane.save(now_s, longest_s) for lane in self.lanes.values()]),
         )  # fmt: skip
 
     @classmethod

@@ -11,9 +11,10 @@ from fsm.errors import LocalError
 class Timing:
     """Times in seconds of the injected clock (in the simulator: ticks).
 
-    ``deadline_s`` bounds every wait for the peer, counted from the last progress; ``queue_deadline_s`` the wait for
-    one's own blocks, source blocks or result memory, and the peer is told of it at REGISTER, so that it waits
-    as long as this side may rightly take. ``tombstone_s`` is the deadline plus the largest delay of a message.
+    ``deadline_s`` bounds every wait for the peer, counted from the last progress; ``queue_deadline_s`` the
+    wait for one's own blocks, source blocks or result memory, and the peer is told of it at REGISTER, so that
+    it waits as long as this side may rightly take. ``tombstone_s`` is the deadline plus the largest delay of
+    a message.
     """
 
     deadline_s: float = 30.0

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from fsm.allocators import Choices
 from fsm.errors import LocalError
-from fsm.events import Finished
-from fsm.messages import Heartbeat
+from fsm.events import Finished, Restarted
+from fsm.messages import Heartbeat, Nack, Register
 from sim import poison
 from sim.network import Stray
 from sim.world import AUDIT_ALWAYS_BLOCKS, Action, World
@@ -23,7 +23,7 @@ _NO_POLL = ("tick", "time", "enter", "leave")
 def enabled(world: World) -> list[Action]:
     """What the world may do by itself, in a fixed order. Empty when nothing will ever happen again."""
     actions: list[Action] = []
-    skewed = world.scenario.schedule.rank_skew_ticks > 0 and len(world.receivers) > 1
+    skewed = world.skews
     collective = _collective(world) if skewed else []
     if collective and world.skewed >= world.scenario.schedule.rank_skew_ticks:
         return collective
@@ -105,19 +105,42 @@ def apply(world: World, action: Action, choices: Choices) -> None:
     """Do one action; ``world.events`` then holds what happened."""
     world.events = []
     kind = action[0]
+    world.touched = _touches(world, action)
     if kind not in _NO_POLL:
-        world.quiet = False
         world.skewed += world.agreed is not None or any(entered is not None for entered in world.entered)
     _DO[kind](world, action, choices)
-    schedule = world.scenario.schedule
-    free = schedule.ticks_free or (schedule.rank_skew_ticks and len(world.receivers) > 1)
-    if kind not in _NO_POLL and not free:
-        for _ in range(schedule.polls_per_delivery):
-            world.tick(choices)
-            if world.quiet:
-                break
+    if kind not in _NO_POLL:
+        if world.touched not in ("sender", "memory"):
+            world.quiet = False  # else no receiver has anything new: its ticks would do what the last one did, nothing
+        if not world.quiet and not world.ticks_free:
+            _poll(world, choices)
     if len(world.receivers[0].ledger) <= AUDIT_ALWAYS_BLOCKS or world.ticks % 16 == 0:
         world.audit()
+
+
+def _poll(world: World, choices: Choices) -> None:
+    """The ticks between two deliveries."""
+    if world.touched in ("sender", "memory"):
+        world.touched = "all"
+    for _ in range(world.scenario.schedule.polls_per_delivery):
+        world.tick(choices)
+        if world.quiet:
+            return
+
+
+def _touches(world: World, action: Action) -> str:
+    """What an action may change: ``sender``, ``memory`` (and senders), ``receiver`` (with its memory), or ``all``. Told
+    before it is done; a write that arrives at once still makes memory of ``sender``."""
+    kind = action[0]
+    if kind == "land" and world.blind and not world.scenario.schedule.data_lags_status:
+        return "memory"
+    if kind in ("told", "vanish"):
+        return "sender"
+    if kind in ("deliver", "delay", "drop", "heartbeat_loss", "duplicate"):
+        return "receiver" if action[1] % 2 else "sender"
+    if kind == "stray":
+        return "receiver" if world.network.strays[action[1]].channel % 2 else "sender"
+    return "receiver" if kind in ("tick", "enter", "leave", "gone") else "all"
 
 
 def describe_action(world: World, action: Action) -> str:
@@ -209,8 +232,11 @@ def _duplicate(world: World, action: Action, choices: Choices) -> None:
     target = world.target(channel)
     before = target.save(world.now)
     message = world.network.take(channel)
+    answers = len(world.network.channels[channel ^ 1])
     world.deliver(channel, message)
     took = target.save(world.now) != before
+    if type(message) is Register:  # one that was refused may be repeated, and accepted then (R9)
+        took = took and not any(type(a) is Nack for a in world.network.channels[channel ^ 1][answers:])
     if not world.network.cut:
         world.network.add_stray(Stray(channel, message, target.boot_id if took else 0))
 
@@ -260,6 +286,7 @@ def _sender_crash(world: World, action: Action, choices: Choices) -> None:
         for flight in world.flights
     )
     world.flights = tuple(flight for flight in world.flights if not (flight.landed and flight.told))
+    world._emit(Restarted(tuple(world.served_by[rank])))
     for room in sorted(dead.rooms):
         for lane in dead.rooms[room].lanes.values():
             if lane.live:
@@ -279,7 +306,7 @@ def _receiver_crash(world: World, action: Action, choices: Choices) -> None:
         world._emit(Finished("receiver", rank, room, dead.rooms[room].epoch, "Failed", "CRASHED", -1))
     world.receivers[rank] = world._new_receiver(rank, boot_id)
     world.memories[rank] = world._new_memory(rank)
-    world.incarnations[rank] += 1
+    world.incarnations[rank] = boot_id
     for other in world.receivers:
         if other.boot_id < boot_id:
             other.rank_lost(boot_id)
@@ -292,8 +319,12 @@ def _partition(world: World, action: Action, choices: Choices) -> None:
 
 
 def _clock_jump(world: World, action: Action, choices: Choices) -> None:
-    """One side's clock leaps past its deadline (or its queue's): everything there is overdue at once."""
+    """One side's clock leaps past its deadline (or its queue's): everything there is overdue at once.
+
+    Tombstones may go with it, and a duplicate that comes after its tombstone is no duplicate to anybody any more.
+    """
     _spend(world, "clock_jump", disturbs=True)
+    world.network.forget_repeats(1 if action[1] == "receiver" else 0)
     time = world.scenario.time
     leap = (time.resend_ticks, time.deadline_ticks, time.queue_deadline_ticks)[choices.pick(3, "leap")]
     if action[1] == "sender":
@@ -304,14 +335,14 @@ def _clock_jump(world: World, action: Action, choices: Choices) -> None:
     else:
         for receiver in world.receivers:
             receiver.load(receiver.save(world.now + leap), world.now)
-        world.reset_collective()
 
 
 def _duplicate_room(world: World, action: Action, choices: Choices) -> None:
     """A second submit of a live room is refused on both sides, and changes nothing there."""
     _spend(world, "duplicate_room", disturbs=False)
     for receiver in world.receivers:
-        _must_refuse(lambda owner=receiver: owner.submit(action[1], world.now), receiver, world)
+        if action[1] in receiver.rooms:  # a rank that died lately has none
+            _must_refuse(lambda owner=receiver: owner.submit(action[1], world.now), receiver, world)
     for sender in world.senders:
         if action[1] in sender.rooms:
             _must_refuse(lambda owner=sender: owner.submit(action[1], 1, world.now), sender, world)

@@ -21,8 +21,9 @@ import typer
 from rich.console import Console
 
 from fsm.errors import LocalError, ResumarkError
-from fsm.invariants import LIVENESS
+from fsm.invariants import LIVENESS, PROPERTIES
 from fsm.trace import Trace, write_trace
+from sim import zoo
 from sim.engines.result import EXIT_LIVENESS, EXIT_SAFETY, EXIT_USAGE, Result
 from sim.scenario import Scenario, load_scenario, validate_scenario
 
@@ -32,14 +33,11 @@ EXIT_INTERRUPTED = 130
 WIDTH_WITHOUT_TERMINAL = 100
 """Columns, where the output is no terminal and ``COLUMNS`` does not say."""
 
-BUILT_IN_DIR = Path(__file__).parent / "scenarios"
-"""The scenarios that are shipped, each usable by its bare name."""
-
 ScenarioArgument = Annotated[
     str | None,
     typer.Argument(
         metavar="SCENARIO",
-        help="A TOML file, or the name of a shipped scenario. Left out: a built-in one that shows the point.",
+        help="A TOML file, or the name of a built-in scenario. Left out: the one that shows the point.",
         show_default=False,
     ),
 ]
@@ -128,15 +126,20 @@ class Chosen(NamedTuple):
 
 
 def choose_scenario(
-    path: str | None, detector: str | None, hazards: Sequence[str] | None, allocator: str | None
+    path: str | None,
+    detector: str | None,
+    hazards: Sequence[str] | None,
+    allocator: str | None,
+    *,
+    property: str = "",
+    default: str = "",
 ) -> Chosen:
     """The scenario that a command line asks for, its variant and allocator in place.
 
-    Without a path it is the built-in one of the first variant named, or the default. Raises :class:`LocalError` with
+    Without a path it is the built-in one of the first variant named (the one that shows that ``property``, if it has
+    several), or the one called ``default``, or that of the zoo. Raises :class:`LocalError` with
     every fault found.
     """
-    from sim import zoo
-
     hazards = tuple(hazards or ())
     known: dict[str, Collection[str]] = {"detectors": tuple(zoo.DETECTORS), "hazards": tuple(zoo.HAZARDS)}
     arguments = ([path] if path is not None else []) + variant_arguments(detector, hazards)
@@ -145,9 +148,7 @@ def choose_scenario(
         title = path
     else:
         check_names(detector, hazards)
-        named = hazards[0] if hazards else detector
-        scenario = zoo.scenario_for(named) if named else zoo.default_scenario()
-        title = f"built in, for '{named}'" if named else "built in"
+        scenario, title = _built_in(hazards[0] if hazards else detector, property, default)
     replace = msgspec.structs.replace
     variant = scenario.variant
     if detector is not None:
@@ -159,13 +160,21 @@ def choose_scenario(
         arguments += ["--allocator", allocator]
         pool = replace(pool, allocator=allocator)
     changed = replace(scenario, variant=variant, pool=pool)
-    return Chosen(validate_scenario(changed, source="command line", **known), title, tuple(arguments))
+    validate_scenario(changed, source="command line", **known)
+    zoo.rules_for(changed.variant.detector, changed.variant.hazards)  # do they go together?
+    return Chosen(changed, title, tuple(arguments))
+
+
+def _built_in(variant: str | None, property: str, default: str) -> tuple[Scenario, str]:
+    if variant is not None:
+        return zoo.scenario_for(variant, property), f"built in, for '{variant}'"
+    if default in zoo.scenario_names():
+        return zoo.scenario_named(default), f"built in, '{default}'"
+    return zoo.default_scenario(), "built in"
 
 
 def check_names(detector: str | None, hazards: Sequence[str]) -> None:
     """Refuse names that the zoo does not know, all at once."""
-    from sim import zoo
-
     probe = Scenario()
     variant = msgspec.structs.replace(
         probe.variant, detector=detector or probe.variant.detector, hazards=tuple(hazards)
@@ -176,16 +185,22 @@ def check_names(detector: str | None, hazards: Sequence[str]) -> None:
     )  # fmt: skip
 
 
+def check_properties(names: Sequence[str] | None) -> list[str]:
+    """The names of properties, as they were given. Raises :class:`LocalError` for one that does not exist."""
+    for name in names or ():
+        if name not in PROPERTIES:
+            raise LocalError(f"--only: there is no property '{name}'; there are {', '.join(PROPERTIES)}")
+    return list(names or ())
+
+
 def find_scenario(name: str) -> Path:
-    """A file by its path, else a shipped scenario by its bare name."""
+    """A file by its path, else a built-in scenario by its bare name."""
     path = Path(name)
     if path.exists() or path.suffix or len(path.parts) != 1:
         return path
-    shipped = BUILT_IN_DIR / f"{name}.toml"
-    if shipped.exists():
-        return shipped
-    names = ", ".join(sorted(file.stem for file in BUILT_IN_DIR.glob("*.toml")))
-    raise LocalError(f"{name}: no such file, and no shipped scenario of that name; shipped: {names}")
+    if name in zoo.scenario_names():
+        return zoo.SCENARIOS / f"{name}.toml"
+    raise LocalError(f"{name}: no such file, and no built-in scenario; built in: {', '.join(zoo.scenario_names())}")
 
 
 def variant_arguments(detector: str | None, hazards: Sequence[str]) -> list[str]:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
+from time import monotonic
 from typing import Annotated, Any
 
 import typer
@@ -14,16 +15,22 @@ from rich.console import Console
 from fsm.trace import Trace
 from sim import render
 from sim.cli_common import (
-    AllocatorOption, Chosen, DetectorOption, HazardOption, JsonOption, ScenarioArgument, TraceOption, check_writable,
-    choose_scenario, command_line, exit_with, output, print_json, reports_errors, result_json, save_trace,
+    AllocatorOption, Chosen, DetectorOption, HazardOption, JsonOption, ScenarioArgument, TraceOption, check_properties,
+    check_writable, choose_scenario, command_line, exit_with, output, print_json, reports_errors, result_json, save_trace,
     with_command,
 )  # fmt: skip
 from sim.cli_trace import print_views, shrink_progress
+from sim.engines.check import check
 from sim.engines.result import Found, Result
+from sim.engines.shrink import shrink
+from sim.engines.simulate import simulate
 from sim.progress import Bar, bar
 
 RUNS = 1_000
 """How many runs ``simulate`` makes if it is not told."""
+
+SIMULATED = "every-fault"
+"""The built-in scenario that ``simulate`` runs if nothing is named."""
 
 SHOWN_STEPS_MAX = 60
 """A longer trace of a random run is shortened before it is shown."""
@@ -55,6 +62,10 @@ def check_command(
         float | None,
         typer.Option("--time-max", metavar="SECONDS", min=0.001, help="Give up after so long.", show_default=False),
     ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option("--only", metavar="P", help="Look for this property alone; may be repeated.", show_default=False),
+    ] = None,
     trace: TraceOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -62,11 +73,12 @@ def check_command(
 
     Breadth first, so the trace of a violation is the shortest there is. Says "exhausted" only if it was.
     """
-    from sim.engines.check import check
-
     check_writable(trace)
-    chosen = choose_scenario(scenario, detector, hazard, allocator)
+    only = check_properties(only)
+    chosen = choose_scenario(scenario, detector, hazard, allocator, property=only[0] if only else "")
     arguments = list(chosen.arguments)
+    for name in only:
+        arguments += ["--only", name]
     if states_max is not None:
         arguments += ["--states-max", str(states_max)]
     if time_max is not None:
@@ -74,14 +86,16 @@ def check_command(
     command = command_line("check", *arguments)
     console = output()
     if not json:
-        _print_options(console, "check", chosen, [("search", "breadth first over canonical states")], rate=False)
+        search = "breadth first over canonical states" + (f", for {' and '.join(only)} only" if only else "")
+        _print_options(console, "check", chosen, [("search", search)], rate=False)
     with bar("searching", quiet=json) as shown:
         result = check(
-            chosen.scenario, states_max=states_max, time_max_s=time_max, progress=_search_progress(shown)
-        )
+            chosen.scenario, states_max=states_max, time_max_s=time_max, only=only or None,
+            progress=_search_progress(shown), clock=monotonic,
+        )  # fmt: skip
     found = _found(result, command, trace)
     if json:
-        print_json(result_json("check", result, chosen, command, trace, {"machine": "flat"}))
+        print_json(result_json("check", result, chosen, command, trace, {"machine": "flat", "only": only}))
     else:
         if found is not None:
             print_views(console, found.trace)
@@ -111,10 +125,8 @@ def simulate_command(
     json: JsonOption = False,
 ) -> None:
     """Make many random runs: faults first, then none and a fair scheduler. One seed gives one digest, everywhere."""
-    from sim.engines.simulate import simulate
-
     check_writable(trace)
-    chosen = choose_scenario(scenario, detector, hazard, allocator)
+    chosen = choose_scenario(scenario, detector, hazard, allocator, default=SIMULATED)
     if seed is None:
         seed = int.from_bytes(os.urandom(4), "big")  # only which runs are made; what happens in them follows from it
     arguments = [*chosen.arguments, "--seed", str(seed), "--runs", str(runs)]
@@ -127,8 +139,9 @@ def simulate_command(
         _print_options(console, "simulate", chosen, drawn, rate=True)
     with bar("running", runs, quiet=json) as shown:
         result = simulate(
-            chosen.scenario, seed=seed, runs=runs, jobs=jobs, machine=machine.value, progress=_runs_progress(shown)
-        )
+            chosen.scenario, seed=seed, runs=runs, jobs=jobs, machine=machine.value,
+            progress=_runs_progress(shown), clock=monotonic,
+        )  # fmt: skip
     found = _found(result, command, trace)
     if json:
         print_json(result_json("simulate", result, chosen, command, trace, {"machine": machine.value}))
@@ -149,11 +162,11 @@ def _search_progress(shown: Bar | None) -> Callable[[int, int, int], None] | Non
     return report
 
 
-def _runs_progress(shown: Bar | None) -> Callable[..., None] | None:
+def _runs_progress(shown: Bar | None) -> Callable[[int, int], None] | None:
     if shown is None:
         return None
 
-    def report(done: int, *rest: Any) -> None:
+    def report(done: int, runs: int) -> None:
         shown.update(done, f"{done:,} runs")
 
     return report
@@ -187,8 +200,6 @@ def _print_options(
 
 def _print_shortened(console: Console, trace: Trace) -> None:
     """A trace of a random run; a long one is shortened first, since it is to be read."""
-    from sim.engines.shrink import shrink
-
     if len(trace.steps) > SHOWN_STEPS_MAX:
         with bar("shortening the trace") as shown:
             short = shrink(trace, progress=shrink_progress(shown))

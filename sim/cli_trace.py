@@ -10,7 +10,6 @@ import msgspec
 import typer
 from rich.console import Console
 
-from fsm.errors import LocalError
 from fsm.trace import Trace, read_trace
 from sim import render
 from sim.cli_common import (
@@ -18,8 +17,9 @@ from sim.cli_common import (
     reports_errors, save_trace,
 )  # fmt: skip
 from sim.cli_view import StepView, views_of
+from sim.engines.replay import replay, scenario_of
+from sim.engines.shrink import shrink
 from sim.progress import Bar, bar
-from sim.scenario import Scenario, scenario_from_mapping
 
 TraceArgument = Annotated[Path, typer.Argument(metavar="TRACE", help="A trace file.", show_default=False)]
 
@@ -51,8 +51,6 @@ def replay_command(trace: TraceArgument, json: JsonOption = False) -> None:
 
     A trace that no longer fits the program is an error that names the step.
     """
-    from sim.engines.replay import replay
-
     read = read_trace(trace)
     replayed = replay(read)
     broken = read.ending.property
@@ -74,11 +72,7 @@ def replay_command(trace: TraceArgument, json: JsonOption = False) -> None:
 @reports_errors
 def shrink_command(trace: TraceArgument, to: TraceOption = None, json: JsonOption = False) -> None:
     """Find a shorter run that breaks the same property. Written beside the trace as NAME.short.jsonl, or to --trace FILE."""
-    from sim.engines.shrink import shrink
-
     read = read_trace(trace)
-    if not read.ending.property:
-        raise LocalError(f"{trace}: this run breaks no property, so there is nothing to keep while shrinking")
     target = to or trace.with_name(f"{trace.stem}.short{trace.suffix or '.jsonl'}")
     check_writable(target)
     with bar("shrinking", quiet=json) as shown:
@@ -105,16 +99,12 @@ def shrink_command(trace: TraceArgument, to: TraceOption = None, json: JsonOptio
     print_broken(console, short)
     steps = f"{len(read.steps)} before, {len(short.steps)} after; written to {target}"
     render.print_facts(console, [("steps", steps)])
-    render.print_command(console, command, "show")
-
-
-def _scenario_of(trace: Trace) -> Scenario:
-    return scenario_from_mapping(trace.header.scenario, source="the trace's scenario")
+    render.print_command(console, command, "replay")
 
 
 def _print_header(console: Console, trace: Trace, path: Path) -> None:
     header = trace.header
-    scenario = _scenario_of(trace)
+    scenario = scenario_of(trace.header)
     facts: list[tuple[str, Any]] = [("trace", f"{path}, found by {header.engine}")]
     if header.seed is not None:
         facts.append(("seed", str(header.seed)))
@@ -130,7 +120,7 @@ def _print_header(console: Console, trace: Trace, path: Path) -> None:
 
 def replay_json(trace: Trace, views: list[StepView], digest: str, path: Path, command: str) -> dict[str, Any]:
     """What ``replay --json`` answers; ``docs/cli.md`` explains every field."""
-    scenario = _scenario_of(trace)
+    scenario = scenario_of(trace.header)
     broken = trace.ending.property
     return {
         "trace": str(path),
@@ -159,8 +149,8 @@ def replay_json(trace: Trace, views: list[StepView], digest: str, path: Path, co
     }
 
 
-def shrink_progress(shown: Bar | None) -> Callable[..., None] | None:
+def shrink_progress(shown: Bar | None) -> Callable[[int, int], None] | None:
     """A progress function for ``shrink``: the steps that are left."""
     if shown is None:
         return None
-    return lambda *figures: shown.update(text=f"{figures[0]:,} steps left" if figures else "")
+    return lambda left, tried: shown.update(text=f"{left:,} steps left, {tried:,} runs tried")

@@ -15,9 +15,9 @@ from fsm.events import (
 )  # fmt: skip
 from fsm.states import BlockState, State
 from fsm.trace import Trace
-from sim import actions, zoo
+from sim import actions
 from sim.choices import Replayed
-from sim.scenario import scenario_from_mapping
+from sim.engines.replay import scenario_of, world_of
 from sim.world import Action, World
 
 LEGEND = (
@@ -248,12 +248,8 @@ def _receiver_text(event: Any) -> str:
 
 
 def views_of(trace: Trace) -> list[StepView]:
-    """Run a trace and look at every step. What no longer fits is :func:`sim.engines.replay.replay`'s to say."""
-    scenario = scenario_from_mapping(trace.header.scenario, source="the trace's scenario")
-    rules = zoo.rules_for(scenario.variant.detector, scenario.variant.hazards)
-    world = World(
-        scenario, rules, flat=trace.header.machine == "flat", notes=True, arrive_any_time=trace.header.engine == "check"
-    )
+    """Run a trace and look at every step. Whether it still fits is :func:`sim.engines.replay.replay`'s to say."""
+    world = world_of(trace.header, scenario_of(trace.header), notes=True)
     viewer = Viewer(world)
     views: list[StepView] = []
     for number, step in enumerate(trace.steps, start=1):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from time import monotonic
@@ -19,15 +19,14 @@ from sim import render
 from sim.cli_common import JsonOption, command_line, exit_with, output, print_json, reports_errors
 from sim.engines.result import EXIT_SAFETY
 from sim.progress import bar
+from sim.zoo_table import TABLES, Job, Row, run_job, zoo_jobs
 
 GROUPS = (
     ("protocol", "The protocol"),
-    ("detector", "Detectors that were shipped"),
+    ("detector", "Detectors, as shipped"),
     ("hazard", "Hazards, one at a time"),
 )
 """Kinds of variants and what the table calls them, in its order."""
-
-HOLDS = "holds"
 
 
 def register(app: typer.Typer) -> None:
@@ -61,7 +60,7 @@ def zoo_command(
         picture = Console(record=True, width=100, file=open(os.devnull, "w"), force_terminal=True)  # noqa: SIM115
         print_zoo(picture, rows, None, cores)
         svg.write_text(picture.export_svg(title="resumark zoo"), encoding="utf-8")
-    exit_with(0 if all(as_expected(row) for row in rows) else EXIT_SAFETY)
+    exit_with(0 if all(row.as_expected for row in rows) else EXIT_SAFETY)
 
 
 def available_cores() -> int:
@@ -76,30 +75,33 @@ def quiet_worker() -> None:
     sys.stderr = open(os.devnull, "w")  # noqa: SIM115
 
 
-def run_zoo(cores: int, *, quiet: bool) -> list[Any]:
+def run_zoo(cores: int, *, quiet: bool) -> list[Row]:
     """All rows in the order of the jobs."""
-    from sim import zoo
-
-    work = list(zoo.zoo_jobs())
-    rows: list[Any] = [None] * len(work)
+    work = zoo_jobs()
+    rows: dict[int, Row] = {}
     with bar("breaking the zoo", len(work), quiet=quiet) as shown:
-        for done, (position, row) in enumerate(_results(zoo.run_job, work, cores), start=1):
+        for position, row in _results(work, cores):
             rows[position] = row
             if shown is not None:
-                shown.update(done, f"{row.variant} {row.allocator}")
-    return rows
+                shown.update(len(rows), f"{row.variant}, {row.allocator}")
+    return [rows[position] for position in range(len(work))]
 
 
-def _results(run: Callable[[Any], Any], work: Sequence[Any], cores: int) -> Iterable[tuple[int, Any]]:
+def find_out(job: Job) -> Row:
+    """One row, without the rest of what the search answers."""
+    return run_job(job)[0]
+
+
+def _results(work: Sequence[Job], cores: int) -> Iterable[tuple[int, Row]]:
     """(position, row) as they come."""
     if cores == 1:
-        yield from ((position, run(job)) for position, job in enumerate(work))
+        yield from ((position, find_out(job)) for position, job in enumerate(work))
         return
     # Started afresh rather than forked: this process may have threads.
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(min(cores, len(work) or 1), context, quiet_worker)
     try:
-        futures = {pool.submit(run, job): position for position, job in enumerate(work)}
+        futures = {pool.submit(find_out, job): position for position, job in enumerate(work)}
         for future in as_completed(futures):
             yield futures[future], future.result()
     finally:
@@ -109,84 +111,58 @@ def _results(run: Callable[[Any], Any], work: Sequence[Any], cores: int) -> Iter
 # --- rows -----------------------------------------------------------------------------------------------
 
 
-def as_expected(row: Any) -> bool:
-    """Whether the row found what it should, and was sure of it: what must hold must hold exhausted."""
-    if row.expected in ("", HOLDS):
-        return bool(row.verdict == HOLDS and row.coverage == "exhausted")
-    return bool(row.verdict == "violated" and row.property in row.expected.replace(",", " ").split())
-
-
-def row_json(row: Any) -> dict[str, Any]:
+def row_json(row: Row) -> dict[str, Any]:
     """One row of ``zoo --json``; ``docs/cli.md`` explains every field."""
-    names = ("variant", "kind", "allocator", "verdict", "expected", "property", "steps", "states", "coverage", "command")
-    return {**{name: getattr(row, name) for name in names}, "as_expected": as_expected(row)}
+    return row._asdict()
 
 
-def group_of(row: Any) -> str:
+def group_of(row: Row) -> str:
     """The protocol stands apart from what was built instead of it."""
-    return "protocol" if str(row.variant).split("-")[0] == "watermark" else str(row.kind)
+    return "protocol" if row.variant in TABLES else row.kind
 
 
-def lines_of(rows: Iterable[Any]) -> list[render.ZooLine]:
+def lines_of(rows: Iterable[Row]) -> list[render.ZooLine]:
     """Rows of one variant that agree in everything but the allocator become one line, in the order of the first."""
-    merged: dict[tuple[Any, ...], list[Any]] = {}
+    merged: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
-        key = (row.variant, row.expected, row.verdict, row.property, row.coverage, as_expected(row))
+        key = (row.variant, row.expected, row.verdict, row.property, row.coverage, row.as_expected)
         merged.setdefault(key, []).append(row)
-    order = list(dict.fromkeys(key[0] for key in merged))
     return [
         render.ZooLine(
-            variant=first.variant,
-            kind=group_of(first),
+            variant=alike[0].variant,
+            kind=group_of(alike[0]),
             allocators=tuple(dict.fromkeys(row.allocator for row in alike)),
-            verdict=first.verdict,
-            property=first.property or "",
-            expected=first.expected or HOLDS,
-            as_expected=as_expected(first),
-            steps=tuple(row.steps for row in alike if row.steps and row.property),
+            verdict=alike[0].verdict,
+            property=alike[0].property,
+            expected=alike[0].expected,
+            as_expected=alike[0].as_expected,
+            steps=tuple(row.steps for row in alike if row.property),
             states=tuple(row.states for row in alike),
-            coverage=first.coverage,
+            coverage=alike[0].coverage,
         )
-        for alike in sorted(merged.values(), key=lambda rows: order.index(rows[0].variant))
-        for first in alike[:1]
+        for alike in merged.values()
     ]
 
 
-def print_zoo(console: Console, rows: Sequence[Any], elapsed_s: float | None, cores: int) -> None:
+def print_zoo(console: Console, rows: Sequence[Row], elapsed_s: float | None, cores: int) -> None:
     """The table, what it comes to, and how to see a trace."""
     lines = lines_of(rows)
     groups = [(title, [line for line in lines if line.kind == kind]) for kind, title in GROUPS]
     allocators = list(dict.fromkeys(row.allocator for row in rows))
-    console.print(render.zoo_table([group for group in groups if group[1]], allocators))
+    console.print(render.zoo_table([group for group in groups if group[1]], allocators, console.width))
     console.print()
     variants = len({row.variant for row in rows})
     time = f" in {render.seconds(elapsed_s)} on {render.plural(cores, 'core')}" if elapsed_s is not None else ""
-    text = f"{render.plural(variants, 'variant')}, {render.plural(len(rows), 'search')[:-1]}es{time}: "
-    wrong = [row for row in rows if not as_expected(row)]
+    text = f"{render.plural(variants, 'variant')}, {render.plural(len(rows), 'row')}{time}: "
+    wrong = sum(not row.as_expected for row in rows)
     if wrong:
-        text += f"{len(wrong)} not as expected, marked '!'"
-        console.print(Text(text, style="bold red"))
+        console.print(Text(f"{text}{wrong} not as expected, marked '!'", style="bold red"))
     else:
         console.print(Text.assemble(text, ("all as expected", "bold green"), "."))
     console.print()
-    _print_commands(console, rows)
-
-
-def usual_command(row: Any) -> str:
-    """The command that shows a variant on its own scenario."""
-    return command_line("check", f"--{row.kind}", row.variant)
-
-
-def _print_commands(console: Console, rows: Sequence[Any]) -> None:
-    """The command for any trace; in full where the usual form would show another one."""
-    console.print("The shortest trace of a line, step by step:")
-    console.print(Text("  resumark check --detector VARIANT    or  --hazard VARIANT    (and --allocator NAME)"))
-    odd: dict[str, Any] = {}
-    for row in rows:
-        usual = usual_command(row)
-        if row.property and row.command not in (usual, f"{usual} --allocator {row.allocator}"):
-            odd.setdefault(row.command.split(" --allocator ")[0], row)
-    if odd:
-        console.print("and for lines that have a scenario of their own:")
-        for command, row in odd.items():
-            console.print(Text(f"  {command}    # {row.property}"), soft_wrap=True)
+    console.print("To see the shortest run of a line, step by step:")
+    console.print("  resumark check --detector|--hazard VARIANT --only PROPERTY [--allocator NAME]")
+    example = next((row for row in rows if row.property), None)
+    if example is not None:
+        arguments = (f"--{example.kind}", example.variant, "--only", example.property)
+        render.print_command(console, command_line("check", *arguments), "  for instance: ")

@@ -66,27 +66,34 @@ def nack_codes_markdown() -> str:
     return markdown_table(("code", "retried before REGISTER_ACK or OFFER was seen", "reason when final"), rows)
 
 
+def _breaks(variant: zoo.Variant, broken: str) -> str:
+    """A property, and the allocators under which the mistake does not show as that."""
+    hidden = variant.hidden.get(broken, ())
+    return f"{broken} (not under {', '.join(hidden)})" if hidden else broken
+
+
 def zoo_markdown(kind: str) -> str:
     """The detectors or the hazards: what each does wrong, which rules it replaces, and which it switches off beside."""
     variants = zoo.DETECTORS if kind == "detector" else zoo.HAZARDS
+    tables = kind == "detector"  # hazards all run on six states
     rows = []
     for variant in variants.values():
         replaced = [f"`{rule}`" for rule in variant.replaces if rule != "table"]
-        table = "five states" if variant.replaces.get("table") is zoo.FIVE else "six states"
         rows.append(
             (
                 f"`{variant.name}`",
                 variant.mistake,
                 ", ".join(replaced) or "nothing",
                 ", ".join(variant.off) or "nothing",
-                table,
+                *(["five states" if variant.replaces.get("table") is zoo.FIVE else "six states"] if tables else []),
                 variant.shows_with,
-                ", ".join(variant.expected) or "holds",
+                ", ".join(_breaks(variant, name) for name in variant.expected) or "holds",
                 ", ".join(f"`{name}`" for name in dict.fromkeys(name for name, _ in variant.shows())),
             )
         )
-    heads = (kind, "the mistake", "rules replaced", "rules switched off with it", "table", "shows with", "breaks", "scenario")
-    return markdown_table(heads, rows)
+    heads = [kind, "the mistake", "rules replaced", "rules switched off with it"]
+    heads += ["table"] if tables else []
+    return markdown_table([*heads, "shows with", "breaks", "scenario"], rows)
 
 
 PARTS: dict[str, Callable[[], str]] = {

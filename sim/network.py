@@ -48,16 +48,17 @@ class Network:
 
     def add_stray(self, stray: Stray) -> None:
         """Let a message leave its channel. Strays are kept in one order, since their order means nothing."""
-        strays = [*self.strays, stray]
-        if len(strays) > 1:
-            strays.sort(key=lambda item: (item.channel, item.repeats, _RAW.encode(item.message)))
-        self.strays = tuple(strays)
+        self.strays = _in_order([*self.strays, stray])
 
     def take_stray(self, index: int) -> Stray:
         """Take a stray off the network."""
         stray = self.strays[index]
         self.strays = self.strays[:index] + self.strays[index + 1 :]
         return stray
+
+    def forget_repeats(self, end: int) -> None:
+        """Strays on their way to senders (``end`` 0) or receivers (1) count as messages never seen before."""
+        self.strays = _in_order([s._replace(repeats=0) if s.channel % 2 == end else s for s in self.strays])
 
     def lose_all(self) -> int:
         """Lose everything that is under way; returns how many messages that were."""
@@ -79,3 +80,9 @@ class Network:
         """Take on what ``save`` gave."""
         channels, self.strays, self.cut = saved
         self.channels = list(channels)
+
+
+def _in_order(strays: list[Stray]) -> tuple[Stray, ...]:
+    if len(strays) > 1:
+        strays.sort(key=lambda stray: (stray.channel, stray.repeats, _RAW.encode(stray.message)))
+    return tuple(strays)

@@ -151,7 +151,7 @@ def print_requests(console: Console, requests: Sequence[RequestReport]) -> None:
     """What became of each request."""
     if not requests:
         return
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), show_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False)
     for column in ("room", "state", "delivered", "content", "resumed at", "grants"):
         table.add_column(column, justify="right" if column in ("room", "delivered", "grants") else "left")
     for request in requests[:REQUESTS_SHOWN_MAX]:
@@ -252,14 +252,21 @@ def span(values: Sequence[int]) -> str:
     return number(low) if low == high else f"{number(low)}-{number(high)}"
 
 
-def zoo_table(groups: Sequence[tuple[str, Sequence[ZooLine]]], allocators: Sequence[str]) -> Table:
-    """The zoo, in named groups, no wider than 100 columns."""
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), show_edge=False, pad_edge=False)
+ZOO_WIDTH = 96
+"""Columns that the zoo's table needs. A narrower terminal is spared the column of what was expected, if it was met."""
+
+
+def zoo_table(groups: Sequence[tuple[str, Sequence[ZooLine]]], allocators: Sequence[str], width: int) -> Table:
+    """The zoo, in named groups, for ``width`` columns."""
+    met = all(line.as_expected for _, lines in groups for line in lines)
+    short = met and width < ZOO_WIDTH
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False)
     table.add_column("variant", no_wrap=True, min_width=24)
     table.add_column("allocators", max_width=22)
     table.add_column("verdict", no_wrap=True)
     table.add_column("breaks", no_wrap=True)
-    table.add_column("expected", no_wrap=True)
+    if not short:
+        table.add_column("expected", no_wrap=True)
     table.add_column("steps", justify="right", no_wrap=True)
     table.add_column("states", justify="right", no_wrap=True)
     table.add_column("coverage", no_wrap=True)
@@ -269,24 +276,23 @@ def zoo_table(groups: Sequence[tuple[str, Sequence[ZooLine]]], allocators: Seque
         table.add_row(Text(title, style="bold"))
         shown = ""
         for line in lines:
-            table.add_row(
-                "" if line.variant == shown else f" {line.variant}",
-                allocators_text(line.allocators, allocators),
-                _styled(line.verdict),
-                line.property or "-",
-                Text(line.expected if line.as_expected else f"{line.expected} !", "" if line.as_expected else "bold red"),
-                span(line.steps),
-                span(line.states),
-                line.coverage,
-            )
+            expected = Text(line.expected) if line.as_expected else Text(f"{line.expected} !", "bold red")
+            cells: list[str | Text] = ["" if line.variant == shown else f" {line.variant}"]
+            cells += [allocators_text(line.allocators, allocators), _styled(line.verdict), line.property or "-"]
+            cells += [] if short else [expected]
+            cells += [span(line.steps), span(line.states), line.coverage]
+            table.add_row(*cells)
             shown = line.variant
     return table
 
 
 def allocators_text(names: Sequence[str], known: Sequence[str]) -> str:
-    """``all 6`` where nothing is missing, else the names."""
-    if len(names) == len(known) and len(known) > 1:
+    """``all 6`` where nothing is missing, ``all but lifo`` where little is, else the names."""
+    missing = [name for name in known if name not in names]
+    if not missing and len(known) > 1:
         return f"all {len(known)}"
+    if 0 < len(missing) < len(names):
+        return "all but " + ", ".join(missing)
     return ", ".join(names)
 
 
@@ -294,7 +300,10 @@ def allocators_text(names: Sequence[str], known: Sequence[str]) -> str:
 
 
 class Figure(NamedTuple):
-    """One measurement beside its target. ``better`` is ``"less"`` or ``"more"``; ``target`` ``None`` if there is none."""
+    """One measurement beside its target: at most that if ``better`` is ``"less"``, at least that if ``"more"``.
+
+    ``target`` is ``None`` where there is none; ``aim`` is what one would like beyond it.
+    """
 
     name: str
     value: float
@@ -302,6 +311,7 @@ class Figure(NamedTuple):
     target: float | None = None
     better: str = "less"
     note: str = ""
+    aim: float | None = None
 
     @property
     def met(self) -> bool | None:
@@ -320,12 +330,13 @@ def figure_text(value: float) -> str:
 
 def print_figures(console: Console, groups: Mapping[str, Sequence[Figure]]) -> None:
     """Measurements by group, each beside its target."""
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), show_edge=False, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False)
     table.add_column("measured on this machine", overflow="fold")
     table.add_column("figure", justify="right", no_wrap=True)
     table.add_column("unit", no_wrap=True)
     table.add_column("target", justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)
+    table.add_column("aim", justify="right", no_wrap=True)
     for position, (title, figures) in enumerate(groups.items()):
         if position:
             table.add_section()
@@ -334,5 +345,6 @@ def print_figures(console: Console, groups: Mapping[str, Sequence[Figure]]) -> N
             target = "" if figure.target is None else ("<= " if figure.better == "less" else ">= ") + figure_text(figure.target)
             mark = {None: Text(""), True: Text("ok", "green"), False: Text("MISSED", "bold red")}[figure.met]
             note = f" ({figure.note})" if figure.note else ""
-            table.add_row(f" {figure.name}{note}", figure_text(figure.value), figure.unit, target, mark)
+            aim = "" if figure.aim is None else figure_text(figure.aim)
+            table.add_row(f" {figure.name}{note}", figure_text(figure.value), figure.unit, target, mark, aim)
     console.print(table)

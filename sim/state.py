@@ -17,36 +17,22 @@ Two states are the same if they differ only
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 
 import msgspec
 
 from fsm.blocks import BlockRecord, Owner, PerBlock
 from fsm.messages import BlockRef, Epoch, Grant
+from sim.memo import REMEMBERED_ACTIONS, Interner, Remembered, RememberedReceiver, RememberedSender
 from sim.network import Stray
-from sim.world import World
+from sim.world import Action, World
 
 Key = tuple[int, ...]
 """A state: the numbers of its components."""
 
 _LEAVES = (int, str, float, Epoch, Owner, type(None))
 _RAW = msgspec.msgpack.Encoder()
-
-
-class Interner:
-    """Values by number, and numbers by value."""
-
-    def __init__(self) -> None:
-        self.values: list[Any] = []
-        self._numbers: dict[Hashable, int] = {}
-
-    def number(self, value: Hashable) -> int:
-        """The number of a value; equal values have one number."""
-        found = self._numbers.setdefault(value, len(self.values))
-        if found == len(self.values):
-            self.values.append(value)
-        return found
 
 
 def _references(value: Any, rank: int) -> Iterator[tuple[int, BlockRef]]:
@@ -103,17 +89,63 @@ class StateSpace:
         self._renamed: list[dict[tuple[int, int], int]] = [{} for _ in self.tables]
         self._network = 2 * ranks + senders
         self._loaded: list[int] = [-1] * len(self.tables)
+        self._processes: list[Remembered] = []
+
+    def remember(self) -> None:
+        """From now on the world's processes remember their steps; ``before`` and ``after`` then frame every action."""
+        world = self.world
+        for rank, receiver in enumerate(world.receivers):
+            view = world._new_receiver(rank, 1).ledger
+            self._processes.append(RememberedReceiver(receiver, self.tables[rank], view))
+        for rank, sender in enumerate(world.senders):
+            self._processes.append(RememberedSender(sender, self.tables[2 * self.ranks + rank]))
+        self._wrap()
+
+    def _wrap(self) -> None:
+        self.world.receivers = list(self._processes[: self.ranks])  # type: ignore[arg-type]
+        self.world.senders = list(self._processes[self.ranks :])  # type: ignore[arg-type]
+
+    def before(self, action: Action) -> None:
+        """Put the real objects in place for an action that is not remembered."""
+        if action[0] not in REMEMBERED_ACTIONS:
+            self.world.receivers = [process.real() for process in self._processes[: self.ranks]]
+            self.world.senders = [process.real() for process in self._processes[self.ranks :]]
+
+    def after(self, action: Action) -> None:
+        """Take the real objects' states, at whatever time it is now."""
+        world = self.world
+        if action[0] not in REMEMBERED_ACTIONS:
+            for process, real in zip(self._processes, (*world.receivers, *world.senders), strict=True):
+                process.take(real, world.now)
+            for process, real in zip(self._processes, world.receivers, strict=False):
+                process.waiting = real.waiting
+            self._wrap()
 
     # --- saving ---------------------------------------------------------------------------------------
 
     def save(self) -> Key:
-        """The world's present state, canonical."""
-        world, now = self.world, self.world.now
-        values: list[Any] = [receiver.save(now) for receiver in world.receivers]
-        values += [memory.save() for memory in world.memories]
-        values += [sender.save(now) for sender in world.senders]
-        values += [world.network.save(), world.flights, world.monitors.save(), self._rest()]
-        raw = [table.number(value) for table, value in zip(self.tables, values, strict=True)]
+        """The world's present state, canonical. A side that the last action did not touch is not looked at again."""
+        world, now, ranks = self.world, self.world.now, self.ranks
+        known = self._loaded
+        if known[0] < 0 or now:
+            world.touched = "all"
+        raw: list[int] = []
+        number = [table.number for table in self.tables]
+        if world.touched == "sender":
+            raw += known[: 2 * ranks]
+        else:
+            raw += [_number(receiver, number[rank], now) for rank, receiver in enumerate(world.receivers)]
+            raw += [number[ranks + rank](memory.save()) for rank, memory in enumerate(world.memories)]
+        if world.touched == "receiver":
+            raw += known[2 * ranks : self._network]
+        else:
+            raw += [_number(sender, number[2 * ranks + r], now) for r, sender in enumerate(world.senders)]
+        raw += [number[self._network](world.network.save()), number[self._network + 1](world.flights)]
+        if world.events or world.touched == "all":
+            raw.append(number[self._network + 2](world.monitors.save()))
+        else:  # no checker has seen anything
+            raw.append(known[self._network + 2])
+        raw.append(number[self._network + 3](self._rest()))
         self._loaded = list(raw)
         return self._canonical(raw)
 
@@ -205,7 +237,11 @@ class StateSpace:
         world.now = 0
         for component in changed:
             value = self.tables[component].values[key[component]]
-            if component < ranks:
+            if component < ranks and self._processes:
+                self._processes[component].number = key[component]
+            elif 2 * ranks <= component < self._network and self._processes:
+                self._processes[component - ranks].number = key[component]
+            elif component < ranks:
                 world.receivers[component].load(value, 0)
             elif component < 2 * ranks:
                 world.memories[component - ranks].load(value)
@@ -242,6 +278,10 @@ class StateSpace:
         records = self.tables[rank].values[key[rank]][2][0]
         generations = tuple([record.generation for record in records])
         return [tuple(s) for s in self._signatures(rank, list(key), records, generations)]
+
+
+def _number(process: Any, number: Callable[[Any], int], now: float) -> int:
+    return process.number if isinstance(process, Remembered) else number(process.save(now))
 
 
 def _sorted(strays: tuple[Stray, ...]) -> tuple[Stray, ...]:

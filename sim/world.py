@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
 
+from fsm import kernel
 from fsm.allocators import Choices, make_allocator
 from fsm.blocks import BlockLedger
 from fsm.effects import CopyOut, Effect, Ended, Moved, Recycle, Refused, Send, Stage, Unstage, Watermark, Write
@@ -28,7 +29,7 @@ from fsm.invariants import Monitors
 from fsm.messages import Epoch, Grant, Layout, Message, describe
 from fsm.ranks import Agreed, Observation, fold
 from fsm.receiver import Receiver, ReceiverConfig
-from fsm.rules import Rules
+from fsm.rules import Rules, word_progress
 from fsm.sender import Sender, SenderConfig
 from fsm.timing import Timing
 from sim.memory import Header, Memory
@@ -42,10 +43,14 @@ AUDIT_ALWAYS_BLOCKS = 32
 """Up to this pool size the ledger is audited after every action; larger pools after every sixteenth, and at the end."""
 
 
+GONE = 0
+"""The incarnation of memory that died with its process before a write to it began."""
+
+
 class Flight(NamedTuple):
     """A write that has been started. ``landed``: its bytes are in memory; ``told``: the sender knows that it has ended.
 
-    ``incarnation`` is that of the receiver rank's memory, ``boot_id`` that of the sender's process.
+    ``incarnation`` is that of the memory it goes to, ``boot_id`` that of the sender's process.
     """
 
     grant: Grant
@@ -91,6 +96,7 @@ class World:
             time.tombstone_ticks, time.heartbeat_ticks,
         )  # fmt: skip
         self.requests: tuple[Request, ...] = scenario.expanded_requests()
+        self.fits = [self._fits(request) for request in self.requests]
         self.arrivals = sorted(range(len(self.requests)), key=lambda i: self.requests[i].arrives_at_tick)
         self.arrived = 0
         self.sending: dict[int, int] = {}
@@ -98,9 +104,18 @@ class World:
         self.now: float = 0
         self.ticks = 0
         self.quiet = False
+        self.touched = "all"
+        """What the last action may have changed: ``sender``, ``memory`` (and senders), ``receiver`` (and its memory), or
+        ``all``."""
+        self.blind = rules.progress is word_progress
+        """No rule looks into memory, so bytes that land are news to nobody before their STATUS comes."""
+        self.skews = scenario.schedule.rank_skew_ticks > 0 and ranks.receivers > 1
+        self.ticks_free = scenario.schedule.ticks_free or self.skews
+        self.hostile = scenario.pool.allocator == "adversary" and scenario.pool.refusals_max > 0
         self.last_boot_id = 1
         self.disturbed = False
-        self.incarnations = [0] * ranks.receivers
+        self.incarnations = [1] * ranks.receivers
+        """For each rank: the boot_id under which its memory came to be."""
         self.dead_boots: tuple[tuple[int, int], ...] = ()
         self.entered: list[Observation | None] = [None] * ranks.receivers
         self.agreed: Agreed | None = None
@@ -134,11 +149,19 @@ class World:
 
     # --- making ---------------------------------------------------------------------------------------
 
+    def _fits(self, request: Request) -> bool:
+        """Whether a request is small enough for all limits; one that is not is rightly refused."""
+        scenario = self.scenario
+        blocks = kernel.blocks_needed(request.tokens, scenario.pool.block_tokens)
+        limit = min(scenario.payload.total_tokens_max, scenario.result.tokens or request.tokens)
+        return bool(request.tokens <= limit and blocks <= scenario.source.blocks)
+
     def _new_receiver(self, rank: int, boot_id: int) -> Receiver:
         pool = self.scenario.pool
         options: dict[str, int] = {}
         if pool.allocator == "adversary":
-            options = {"refusals_max": pool.refusals_max}
+            # One budget for all ranks: what they grant is the smallest offer, so it is all one which of them refuses.
+            options = {"refusals_max": 0 if rank else pool.refusals_max}
         elif pool.allocator == "stingy":
             options = {"blocks_max": pool.stingy_blocks}
         config = ReceiverConfig(
@@ -250,7 +273,7 @@ class World:
         self.quiet = not changed and before == self._refusals_left()
 
     def _refusals_left(self) -> list[Hashable]:
-        if self.scenario.pool.allocator != "adversary":
+        if not self.hostile:
             return []
         return [receiver.ledger.allocator.save() for receiver in self.receivers]
 
@@ -258,8 +281,7 @@ class World:
         receiver = self.receivers[rank]
         effects = receiver.decide(agreed, self.now, choices)
         if len(self.receivers) > 1:
-            moves = tuple((effect.room, effect.event) for effect in effects if type(effect) is Moved)
-            self._emit(Decided(len(self.receivers), rank, moves))
+            self._emit(Decided(len(self.receivers), rank, _decisions(effects, agreed)))
         if receiver.waiting:
             for effect in effects:
                 if type(effect) is Send and type(effect.message) is Grant and not effect.message.seq and not effect.resend:
@@ -268,13 +290,20 @@ class World:
         return bool(effects)
 
     def enter(self, rank: int, choices: Choices) -> None:
-        """A rank enters the collective with what it has seen so far; the last one completes it."""
+        """A rank enters the collective with what it has seen so far; the last one completes it.
+
+        Whatever reaches a rank from the first entry on, or is refused in it, may need another collective.
+        """
+        if all(entered is None for entered in self.entered):
+            self.quiet = True
+        before = self._refusals_left()
         self.entered[rank] = self.receivers[rank].observe(self.now, choices, self.memories[rank].header_total)
+        if before != self._refusals_left():
+            self.quiet = False
         observations = [entered for entered in self.entered if entered is not None]
         if len(observations) == len(self.receivers):
             self.agreed = fold(tuple(observations), self.rules)
             self.ticks += 1
-            self.quiet = True
 
     def leave(self, rank: int, choices: Choices) -> None:
         """A rank comes out of the collective and acts on what was agreed."""
@@ -401,6 +430,8 @@ class World:
                 break
         blocks = [ref.block for ref in grant.blocks]
         header = Header(flight.total_tokens, flight.request + 1) if grant.start == 0 else None
+        if self.touched == "sender":
+            self.touched = "memory" if self.blind else "all"
         self.memories[rank].write(blocks, flight.request, flight.source_start, flight.count, header)
         self._emit(Wrote(rank, grant.room, grant.epoch, grant.seq, grant.start, flight.count, trespass))
 
@@ -474,7 +505,7 @@ class World:
         self._emit(
             Finished(
                 side, effect.receiver_rank, effect.room, effect.epoch, effect.state, effect.reason, total,
-                not self.disturbed,
+                not self.disturbed and (index < 0 or self.fits[index]),
             )
         )  # fmt: skip
         self.room_left(effect.room)
@@ -489,12 +520,13 @@ class World:
 
     def _write(self, rank: int, effect: Write) -> None:
         grant = effect.grant
+        born = self.incarnations[grant.receiver_rank]
         self._emit(
             Executed(grant.receiver_rank, grant.room, grant.epoch, grant.seq, grant.start, effect.tokens)
         )
         flight = Flight(
             grant, effect.source_start, effect.tokens, effect.total_tokens, self.sending[grant.room],
-            self.senders[rank].boot_id, self.incarnations[grant.receiver_rank], False, False,
+            self.senders[rank].boot_id, born if grant.epoch.boot_id >= born else GONE, False, False,
         )  # fmt: skip
         if self.scenario.schedule.status_lags_data and not self.scenario.schedule.data_lags_status:
             self._put(flight)
@@ -544,8 +576,8 @@ class World:
             and not self.network.cut
             and not self.flights
             and not self.dead_boots
-            and not any(t.abort or t.holds_blocks for r in self.receivers for t in r.tombstones.values())
-            and not any(t.abort for s in self.senders for t in s.tombstones.values())
+            and all(receiver.resting for receiver in self.receivers)
+            and all(sender.resting for sender in self.senders)
         )
 
     def left_behind(self) -> str:
@@ -560,3 +592,13 @@ class World:
             if sender.free_source_blocks != self.scenario.source.blocks:
                 return f"sender {rank}: {self.scenario.source.blocks - sender.free_source_blocks} source blocks are pinned"
         return ""
+
+
+def _decisions(effects: list[Effect], agreed: Agreed) -> tuple[tuple[int, str], ...]:
+    """What a rank decided, for comparison with the others. A failure does not wait for a rank that does not have the
+    request (it died and came back, say), and that rank has nothing to decide about it."""
+    moves = [(effect.room, effect.event) for effect in effects if type(effect) is Moved]
+    if not moves:
+        return ()
+    known = {room.room: room.known for room in agreed.rooms}
+    return tuple([move for move in moves if move[1] != "fail" or known.get(move[0], True)])

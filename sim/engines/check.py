@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Hashable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -161,6 +161,24 @@ def check(
     )
 
 
+class _Kinds:
+    """Block -> what tells it from other free blocks: its record in the state before the action, and its content now.
+
+    Most actions never ask, so the records are made at the first question.
+    """
+
+    def __init__(self, space: StateSpace, world: World, key: Key, rank: int) -> None:
+        self._space, self._world, self._key, self._rank = space, world, key, rank
+        self._known: list[Hashable] | None = None
+
+    def __call__(self, block: int) -> Hashable:
+        if self._known is None:
+            self._known = self._space.kinds(self._key, self._rank)
+        memory = self._world.memories[self._rank]
+        generation = self._world.receivers[self._rank].ledger.record(block).generation
+        return (self._known[block], memory.cells[block], memory.headers[block], generation)
+
+
 class _Search:
     def __init__(
         self,
@@ -186,6 +204,8 @@ class _Search:
     def run(self) -> _Stop:
         """Search level by level."""
         first = self.space.save()
+        self.space.remember()
+        self.space.dirty()
         self.graph.add(first, -1, (), ())
         broken = self._broken(self.world.monitors.violations)
         if broken:
@@ -220,7 +240,7 @@ class _Search:
         course = actions.enabled(world)
         if not course or world.done():
             return self._end_of_run(number)
-        kinds = self._kinds(key)
+        self._use_kinds(key)
         chances = actions.faults(world)
         for position, action in enumerate(course + chances):
             self.script.prefix = []
@@ -228,9 +248,9 @@ class _Search:
             while more:
                 self.script.restart()
                 space.load(key)
-                if kinds is not None:
-                    self._use_kinds(kinds)
+                space.before(action)
                 actions.apply(world, action, self.script)
+                space.after(action)
                 graph.transitions += 1
                 violation = self._broken(world.monitors.violations)
                 if violation is not None:
@@ -242,18 +262,12 @@ class _Search:
                 more = self.script.advance()
         return None
 
-    def _kinds(self, key: Key) -> list[list[Any]] | None:
-        if not self.space.symmetric:
-            return None
-        return [self.space.kinds(key, rank) for rank in range(self.space.ranks)]
-
-    def _use_kinds(self, kinds: list[list[Any]]) -> None:
+    def _use_kinds(self, key: Key) -> None:
         """Of free blocks that nothing tells apart, the adversary needs to try one."""
+        if not self.space.symmetric:
+            return
         for rank, receiver in enumerate(self.world.receivers):
-            memory, ledger, known = self.world.memories[rank], receiver.ledger, kinds[rank]
-            receiver.block_kind = lambda block, m=memory, led=ledger, k=known: (
-                *k[block], m.cells[block], m.headers[block], led.record(block).generation,
-            )  # fmt: skip
+            receiver.block_kind = _Kinds(self.space, self.world, key, rank)
 
     def _end_of_run(self, number: int) -> _Stop | None:
         """A state with nothing left to do: over, or stuck."""
@@ -349,12 +363,12 @@ class _Search:
     def _properties_after(self, numbers: list[int], last: tuple[Action, tuple[Pick, ...]]) -> list[str]:
         key = self.graph.keys[numbers[-1] if numbers else 0]
         self.space.load(key)
-        kinds = self._kinds(key)
-        if kinds is not None:
-            self._use_kinds(kinds)
+        self._use_kinds(key)
         self.script.prefix = [pick.chosen for pick in last[1]]
         self.script.restart()
+        self.space.before(last[0])
         actions.apply(self.world, last[0], self.script)
+        self.space.after(last[0])
         self.space.dirty()
         return [violation.property for violation in self.world.monitors.violations]
 
