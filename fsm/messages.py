@@ -165,6 +165,8 @@ class Grant(RoomMessage, frozen=True, tag="GRANT"):
     """In tokens, counted from the beginning of the first block."""
     blocks: Annotated[tuple[BlockRef, ...], Meta(max_length=BLOCKS_MAX)]
     """In the order in which they are filled."""
+    sender_boot_id: BootId
+    """The sender process that this is for, as its REGISTER_ACK named it; another process must not execute it."""
 
 
 class Status(RoomMessage, frozen=True, tag="STATUS"):
@@ -342,7 +344,7 @@ def _attempt(decoder: msgspec.msgpack.Decoder[_T], data: bytes | Raw) -> _T | No
 def describe(message: Message) -> str:
     """A short text for people: ``GRANT room=1 seq=2 start=8 capacity=8 blocks=[3 4]``.
 
-    Epoch and ranks of a room's message are left out: they are the same all through a conversation.
+    Epoch, ranks and the process that is meant are left out: they are the same all through a conversation.
     """
     parts = [kind_of(message)]
     for name in message.__struct_fields__:
@@ -361,7 +363,7 @@ def describe(message: Message) -> str:
     return " ".join(parts)
 
 
-_NOT_DESCRIBED: Final = ("epoch", "sender_rank", "receiver_rank")
+_NOT_DESCRIBED: Final = ("epoch", "sender_rank", "receiver_rank", "sender_boot_id")
 
 _RUNS_MAX: Final = 16
 """The most runs of blocks that ``describe`` spells out."""

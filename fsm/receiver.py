@@ -255,6 +255,8 @@ class Receiver(FactKeeper):
             owner = room.owner(room.grant.seq)
             if self.rules.settle(self.ledger, owner, room.grant.blocks):
                 tombstone.held_seq, tombstone.held = room.grant.seq, room.grant.blocks
+                if room.closing is not None:
+                    tombstone.executed_seq = room.grant.seq  # so its STATUS said, whatever the sender forgets
                 if room.peer_gone:
                     self._release(tombstone)  # the proof came before the failure
             else:
@@ -360,7 +362,8 @@ class Receiver(FactKeeper):
         self.rules.remember(room, before, refs)
         room.next_seq += 1
         room.grant = Grant(
-            room.room, room.epoch, self.config.sender_rank, self.config.rank, seq, start, capacity, refs
+            room.room, room.epoch, self.config.sender_rank, self.config.rank, seq, start, capacity, refs,
+            room.peer_boot_id,
         )  # fmt: skip
         room.progress_at = now_s
         self._await_answer(room, room.grant, now_s)

@@ -279,7 +279,7 @@ class FactKeeper:
         tombstone.abort = None
         if message.boot_id == tombstone.peer_boot_id or not tombstone.peer_boot_id:
             tombstone.acknowledged = True
-            tombstone.executed_seq = message.executed_seq
+            tombstone.executed_seq = max(tombstone.executed_seq, message.executed_seq)
             self._release_if_quiet(tombstone)
 
     # --- blocks ---------------------------------------------------------------------------------------

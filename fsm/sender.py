@@ -317,7 +317,10 @@ class Sender:
                 self._nack(message, NackCode.UNKNOWN_ROOM, "GRANT", message.seq)
         elif lane.epoch is None:
             self._nack(message, NackCode.NOT_READY, "GRANT", message.seq)
-        elif lane.epoch != message.epoch:
+        elif lane.epoch != message.epoch or message.sender_boot_id != self.boot_id:
+            # An epoch that an earlier process was told of may be told again, by a duplicate. The grants that
+            # were made for that process are not for this one: their blocks may have been given up when it
+            # died (R8).
             self._nack(message, NackCode.STALE_EPOCH, "GRANT", message.seq)
         else:
             self._take_grant(record, lane, message, now_s)

@@ -93,7 +93,8 @@ def parse_trace(lines: Iterable[str], *, source: str = "<trace>") -> Trace:
             if not isinstance(record, TraceHeader):
                 raise LocalError(f"{source}, line {number}: expected the header first")
             if record.version != TRACE_VERSION:
-                raise LocalError(f"{source}: trace version {record.version}; this program reads version {TRACE_VERSION}")
+                known = f"this program reads version {TRACE_VERSION}"
+                raise LocalError(f"{source}: trace version {record.version}; {known}")
             header = record
         elif ending is not None or isinstance(record, TraceHeader):
             raise LocalError(f"{source}, line {number}: nothing may follow the ending, and there is one header")

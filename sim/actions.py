@@ -1,8 +1,8 @@
 """What can happen next in a world, and how it is done.
 
 An action is a small tuple. ``enabled`` lists those that the world's own course allows, ``faults`` those that an
-adversary may spend a budget on, and ``apply`` does one. After every delivery the receivers tick as often as the scenario says
-(``polls_per_delivery``), unless ticks are scheduled freely.
+adversary may spend a budget on, and ``apply`` does one. After every delivery the receivers tick as often as the
+scenario says (``polls_per_delivery``), unless ticks are scheduled freely.
 """
 
 from __future__ import annotations
@@ -281,11 +281,7 @@ def _sender_crash(world: World, action: Action, choices: Choices) -> None:
     dead = world.senders[rank]
     world.dead_boots += ((rank, dead.boot_id),)
     world.senders[rank] = world._new_sender(rank, world.new_boot_id())
-    world.flights = tuple(
-        flight._replace(told=True) if flight.boot_id == dead.boot_id and world.sender_of[flight.grant.receiver_rank] == rank else flight
-        for flight in world.flights
-    )
-    world.flights = tuple(flight for flight in world.flights if not (flight.landed and flight.told))
+    world.abandon_flights(rank, dead.boot_id)
     world._emit(Restarted(tuple(world.served_by[rank])))
     for room in sorted(dead.rooms):
         for lane in dead.rooms[room].lanes.values():
@@ -326,7 +322,9 @@ def _clock_jump(world: World, action: Action, choices: Choices) -> None:
     _spend(world, "clock_jump", disturbs=True)
     world.network.forget_repeats(1 if action[1] == "receiver" else 0)
     time = world.scenario.time
-    leap = (time.resend_ticks, time.deadline_ticks, time.queue_deadline_ticks)[choices.pick(3, "leap")]
+    # Tombstones are made to outlive the largest delay; a leap beyond that would be another protocol's problem.
+    farthest = min(time.queue_deadline_ticks, time.tombstone_ticks - 1)
+    leap = (time.resend_ticks, time.deadline_ticks, farthest)[choices.pick(3, "leap")]
     if action[1] == "sender":
         for rank, sender in enumerate(world.senders):
             saved = sender.save(world.now + leap)

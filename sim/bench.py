@@ -26,6 +26,7 @@ from sim.render import Figure
 ROUNDS = 7
 """Measurements of which the median counts."""
 
+TRANSITIONS = 20_000
 IN_FLIGHT = 40_000
 POLLED = 10_000
 SIMULATED_RUNS = 60
@@ -100,6 +101,11 @@ def in_turns(*runs: Callable[[int], None], count: int, rounds: int = ROUNDS) -> 
 # --- lifecycle ------------------------------------------------------------------------------------------
 
 
+def _asked(name: str) -> Callable[..., bool]:
+    guard = RECEIVER_TABLE.guards[name]
+    return lambda facts: bool(guard(facts))
+
+
 def bare_machine() -> transitions.Machine:
     """The receiver's rows in a plain ``transitions.Machine``, as anybody would write it."""
     machine = transitions.Machine(
@@ -114,8 +120,8 @@ def bare_machine() -> transitions.Machine:
                 names = row.guard.replace(" ", "").split("&") if row.guard else []
                 machine.add_transition(
                     row.event, str(state), str(row.target),
-                    conditions=[RECEIVER_TABLE.guards[name] for name in names if not name.startswith("!")],
-                    unless=[RECEIVER_TABLE.guards[name[1:]] for name in names if name.startswith("!")],
+                    conditions=[_asked(name) for name in names if not name.startswith("!")],
+                    unless=[_asked(name[1:]) for name in names if name.startswith("!")],
                 )  # fmt: skip
     return machine
 
@@ -152,7 +158,7 @@ def lifecycle_figures(say: Say = None) -> list[Figure]:
             for event, facts in _ROUND_TRIP:
                 events[event].trigger(plain, facts)
 
-    flat_us, driven_us, bare_us = in_turns(run_flat, run_driven, run_bare, count=20_000)
+    flat_us, driven_us, bare_us = in_turns(run_flat, run_driven, run_bare, count=TRANSITIONS)
     ratio = median(mine / theirs for mine, theirs in zip(driven_us, bare_us, strict=True))
     return [
         Figure("transition with history, flat lookup", median(flat_us), "us", 1.0),
@@ -282,10 +288,7 @@ def zoo_figures(say: Say = None) -> list[Figure]:
             slowest[row.variant] = max(slowest.get(row.variant, 0.0), took)
         if say is not None:
             say(f"zoo, {row.variant}")
-    figures = [
-        Figure(f"shortest trace of {variant}", took, "s", 5.0)
-        for variant, took in slowest.items()
-    ]
+    figures = [Figure(f"shortest trace of {variant}", took, "s", 5.0) for variant, took in slowest.items()]
     cores = available_cores()
     started = perf_counter()
     run_zoo(cores, quiet=True)

@@ -6,8 +6,8 @@ door (``core = "sim.cli:register"``); where no metadata is installed, as in a ba
 A package whose commands cannot be loaded costs a warning and its own commands, and nothing else.
 
 Exit codes: 0 holds, 1 a safety property is broken, 2 usage or input error, 3 only a liveness property is broken, 4 no
-answer within the bounds. Beside those: 70 for a fault of this program itself (so that it is never taken for a verdict), 130
-when stopped from the keyboard, 141 when whoever read the output went away.
+answer within the bounds. Beside those: 70 for a fault of this program itself (so that it is never taken for a
+verdict), 130 when stopped from the keyboard, 141 when whoever read the output went away.
 """
 
 from __future__ import annotations
@@ -101,7 +101,9 @@ def _run() -> int:
         return 130
     except Exception:
         traceback.print_exc()
-        print("this is a fault of resumark itself, not a verdict; please report it with the lines above", file=sys.stderr)
+        print(
+            "this is a fault of resumark itself, not a verdict; please report it with the lines above", file=sys.stderr
+        )
         return EXIT_FAULT
     return 0
 

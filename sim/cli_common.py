@@ -12,9 +12,9 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, ParamSpec, TextIO, TypeVar, cast
+from typing import Annotated, Any, NamedTuple, NoReturn, ParamSpec, TextIO, TypeVar, cast
 
 import msgspec
 import typer
@@ -79,7 +79,7 @@ def reports_errors(command: Callable[P, R]) -> Callable[P, R]:
     return run
 
 
-def fail(text: str) -> Any:
+def fail(text: str) -> NoReturn:
     """End with a message on standard error and exit code 2."""
     lines = text.splitlines() or [""]
     print("\n".join(["error: " + lines[0], *("       " + line for line in lines[1:])]), file=sys.stderr)
@@ -141,10 +141,9 @@ def choose_scenario(
     every fault found.
     """
     hazards = tuple(hazards or ())
-    known: dict[str, Collection[str]] = {"detectors": tuple(zoo.DETECTORS), "hazards": tuple(zoo.HAZARDS)}
     arguments = ([path] if path is not None else []) + variant_arguments(detector, hazards)
     if path is not None:
-        scenario = load_scenario(find_scenario(path), **known)
+        scenario = load_scenario(find_scenario(path), detectors=zoo.DETECTORS, hazards=zoo.HAZARDS)
         title = path
     else:
         check_names(detector, hazards)
@@ -160,7 +159,7 @@ def choose_scenario(
         arguments += ["--allocator", allocator]
         pool = replace(pool, allocator=allocator)
     changed = replace(scenario, variant=variant, pool=pool)
-    validate_scenario(changed, source="command line", **known)
+    validate_scenario(changed, detectors=zoo.DETECTORS, hazards=zoo.HAZARDS, source="command line")
     zoo.rules_for(changed.variant.detector, changed.variant.hazards)  # do they go together?
     return Chosen(changed, title, tuple(arguments))
 
@@ -181,7 +180,7 @@ def check_names(detector: str | None, hazards: Sequence[str]) -> None:
     )
     validate_scenario(
         msgspec.structs.replace(probe, variant=variant),
-        detectors=tuple(zoo.DETECTORS), hazards=tuple(zoo.HAZARDS), source="command line",
+        detectors=zoo.DETECTORS, hazards=zoo.HAZARDS, source="command line",
     )  # fmt: skip
 
 

@@ -15,10 +15,25 @@ from rich.console import Console
 from fsm.trace import Trace
 from sim import render
 from sim.cli_common import (
-    AllocatorOption, Chosen, DetectorOption, HazardOption, JsonOption, ScenarioArgument, TraceOption, check_properties,
-    check_writable, choose_scenario, command_line, exit_with, output, print_json, reports_errors, result_json, save_trace,
+    AllocatorOption,
+    Chosen,
+    DetectorOption,
+    HazardOption,
+    JsonOption,
+    ScenarioArgument,
+    TraceOption,
+    check_properties,
+    check_writable,
+    choose_scenario,
+    command_line,
+    exit_with,
+    output,
+    print_json,
+    reports_errors,
+    result_json,
+    save_trace,
     with_command,
-)  # fmt: skip
+)
 from sim.cli_trace import print_views, shrink_progress
 from sim.engines.check import check
 from sim.engines.result import Found, Result
@@ -28,6 +43,9 @@ from sim.progress import Bar, bar
 
 RUNS = 1_000
 """How many runs ``simulate`` makes if it is not told."""
+
+SEED_LIMIT, RUNS_LIMIT = 2**62, 2**40
+"""The largest that may be asked for; each run takes the next seed, and together they stay in range."""
 
 SIMULATED = "every-fault"
 """The built-in scenario that ``simulate`` runs if nothing is named."""
@@ -56,7 +74,8 @@ def check_command(
     hazard: HazardOption = None,
     allocator: AllocatorOption = None,
     states_max: Annotated[
-        int | None, typer.Option("--states-max", metavar="N", min=1, help="Give up after so many states.", show_default=False)
+        int | None,
+        typer.Option("--states-max", metavar="N", min=1, help="Give up after so many states.", show_default=False),
     ] = None,
     time_max: Annotated[
         float | None,
@@ -111,9 +130,11 @@ def simulate_command(
     allocator: AllocatorOption = None,
     seed: Annotated[
         int | None,
-        typer.Option("--seed", metavar="N", min=0, max=2**63 - 1, help="Left out: drawn, and printed.", show_default=False),
+        typer.Option(
+            "--seed", metavar="N", min=0, max=SEED_LIMIT, help="Left out: drawn, and printed.", show_default=False
+        ),
     ] = None,
-    runs: Annotated[int, typer.Option("--runs", metavar="N", min=1, help="How many runs.")] = RUNS,
+    runs: Annotated[int, typer.Option("--runs", metavar="N", min=1, max=RUNS_LIMIT, help="How many runs.")] = RUNS,
     jobs: Annotated[
         int | None,
         typer.Option("--jobs", metavar="N", min=1, help="Processes; left out: one for each core.", show_default=False),
@@ -182,9 +203,7 @@ def _found(result: Result, command: str, path: Path | None) -> Found | None:
     return found
 
 
-def _print_options(
-    console: Console, engine: str, chosen: Chosen, drawn: list[tuple[str, str]], *, rate: bool
-) -> None:
+def _print_options(console: Console, engine: str, chosen: Chosen, drawn: list[tuple[str, str]], *, rate: bool) -> None:
     """Everything that decides the answer, before there is one."""
     scenario = chosen.scenario
     facts: list[tuple[str, Any]] = [

@@ -55,7 +55,9 @@ def _group_root() -> None:
 @reports_errors
 def diagram_command(
     table: Annotated[TableName, typer.Argument(help="Which lifecycle.")] = TableName.receiver,
-    format: Annotated[DiagramFormat, typer.Option("--format", help="A picture, or aligned rows.")] = DiagramFormat.mermaid,
+    format: Annotated[
+        DiagramFormat, typer.Option("--format", help="A picture, or aligned rows.")
+    ] = DiagramFormat.mermaid,
 ) -> None:
     """Draw a lifecycle from the rows that the code runs on."""
     drawn = TABLES[table.value]

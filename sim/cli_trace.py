@@ -13,9 +13,17 @@ from rich.console import Console
 from fsm.trace import Trace, read_trace
 from sim import render
 from sim.cli_common import (
-    JsonOption, TraceOption, check_writable, command_line, exit_code_of, exit_with, output, print_json,
-    reports_errors, save_trace,
-)  # fmt: skip
+    JsonOption,
+    TraceOption,
+    check_writable,
+    command_line,
+    exit_code_of,
+    exit_with,
+    output,
+    print_json,
+    reports_errors,
+    save_trace,
+)
 from sim.cli_view import StepView, views_of
 from sim.engines.replay import replay, scenario_of
 from sim.engines.shrink import shrink
@@ -71,7 +79,10 @@ def replay_command(trace: TraceArgument, json: JsonOption = False) -> None:
 
 @reports_errors
 def shrink_command(trace: TraceArgument, to: TraceOption = None, json: JsonOption = False) -> None:
-    """Find a shorter run that breaks the same property. Written beside the trace as NAME.short.jsonl, or to --trace FILE."""
+    """Find a shorter run that breaks the same property.
+
+    It is written beside the trace as NAME.short.jsonl, or to --trace FILE.
+    """
     read = read_trace(trace)
     target = to or trace.with_name(f"{trace.stem}.short{trace.suffix or '.jsonl'}")
     check_writable(target)

@@ -11,8 +11,19 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from fsm.events import (
-    Audited, Delivered, Executed, Finished, Granted, LedgerRefused, Note, Overtaken, Progressed, Repeated, StateChanged, Wrote,
-)  # fmt: skip
+    Audited,
+    Delivered,
+    Executed,
+    Finished,
+    Granted,
+    LedgerRefused,
+    Note,
+    Overtaken,
+    Progressed,
+    Repeated,
+    StateChanged,
+    Wrote,
+)
 from fsm.states import BlockState, State
 from fsm.trace import Trace
 from sim import actions
@@ -37,6 +48,7 @@ FAULTS = (
 """Actions that no world takes by itself."""
 
 _ACTION_WORDS = {
+    "tick": "receivers poll",
     "abort": "receiver aborts room {1}", "sender_abort": "sender {1} aborts room {2}",
     "sender_crash": "sender {1} crashes", "receiver_crash": "receiver {1} crashes", "partition": "network is cut",
     "clock_jump": "clock of the {1} jumps", "duplicate_room": "room {1} is submitted again",
@@ -44,6 +56,9 @@ _ACTION_WORDS = {
     "enter": "rank {1} enters the collective", "leave": "rank {1} leaves the collective",
 }  # fmt: skip
 """Actions whose parts alone do not make a sentence."""
+
+_ON_MESSAGES = ("deliver", "duplicate", "delay", "drop", "poison", "heartbeat_loss")
+"""Actions that are done to the next message of a channel."""
 
 _SENDING = {"send": "send", "resend": "resend", "lost": "lose"}
 """Kinds of notes about messages, as verbs."""
@@ -118,29 +133,27 @@ class Viewer:
         self.receivers: list[Cell] = []
         self.senders: list[Cell] = []
 
-    def view(self, number: int, action: Action, text: str, events: Sequence[Any], world: World) -> StepView:
-        """What a step did; ``world`` is as the step left it."""
+    def view(self, number: int, said: str, world: World) -> StepView:
+        """What a step did, read off a world that it has just left; ``said`` is what was done, in words."""
         self.receivers = [[] for _ in world.receivers]
         self.senders = [[] for _ in world.senders]
-        for event in events:
+        for event in world.events:
             self._tell(event)
         now = Ledgers(world)
         for rank, cell in enumerate(self.receivers):
             for room, words in self.ledgers.changes(now, rank):
                 _put_in_order(cell, self._room(room), words)
         self.ledgers = now
-        said = self.words(action, text, world)
         return StepView(number, said, tuple(map(_joined, self.senders)), tuple(map(_joined, self.receivers)))
 
-    def words(self, action: Action, text: str, world: World) -> str:
-        """What was done, short: only what could have been otherwise is said."""
+    def words(self, world: World, action: Action, text: str) -> str:
+        """What is about to be done, short: only what could be otherwise is said."""
         kind = action[0]
-        if kind == "tick":
-            return "receivers poll"
-        if kind == "time":
-            return f"clock leaps to {world.now:g}"
         if kind in _ACTION_WORDS:
             text = _ACTION_WORDS[kind].format(*action)
+        room = _message_room(world, action)
+        if room is not None:
+            text = text.replace(" to ", f" {self._room(room)} to ".replace("  ", " "))
         text = text.removeprefix("deliver ")
         if len(world.senders) == 1:
             text = re.sub(r"sender 0\b", "sender", text)
@@ -203,6 +216,17 @@ class Viewer:
         self._column(who).append((room, words))
 
 
+def _message_room(world: World, action: Action) -> int | None:
+    """The room of the message that an action is done to, if it is done to one."""
+    if action[0] == "stray":
+        message: Any = world.network.strays[action[1]].message
+    elif action[0] in _ON_MESSAGES:
+        message = world.network.channels[action[1]][0]
+    else:
+        return None
+    return getattr(message, "room", None)
+
+
 def _joined(cell: Cell) -> str:
     """Words in the order of events; room and lane are named where they change."""
     words: list[str] = []
@@ -211,6 +235,7 @@ def _joined(cell: Cell) -> str:
         if text.startswith("(") and words and prefix == last:
             words[-1] += f" {text}"  # the reason for what stands before
         else:
+            text = text[1:-1] if text.startswith("(") else text
             words.append(f"{prefix} {text}" if prefix and prefix != last else text)
         last = prefix
     return ", ".join(words)
@@ -253,6 +278,9 @@ def views_of(trace: Trace) -> list[StepView]:
     viewer = Viewer(world)
     views: list[StepView] = []
     for number, step in enumerate(trace.steps, start=1):
+        said = viewer.words(world, step.action, step.text)
         actions.apply(world, step.action, Replayed(step.picks))
-        views.append(viewer.view(number, step.action, step.text, world.events, world))
+        if step.action[0] == "time":
+            said = f"clock leaps to {world.now:g}"
+        views.append(viewer.view(number, said, world))
     return views

@@ -38,7 +38,8 @@ def register(app: typer.Typer) -> None:
 def zoo_command(
     json: JsonOption = False,
     svg: Annotated[
-        Path | None, typer.Option("--svg", metavar="FILE", help="Also write the table as a picture.", show_default=False)
+        Path | None,
+        typer.Option("--svg", metavar="FILE", help="Also write the table as a picture.", show_default=False),
     ] = None,
     jobs: Annotated[
         int | None,

@@ -1,4 +1,4 @@
-"""The generated parts of the documentation: ``python -m sim.docs`` writes them, ``--check`` only says what is out of date.
+"""The generated parts of the documentation: ``python -m sim.docs`` writes them, ``--check`` says what is out of date.
 
 A generated part stands between ``<!-- generated:NAME -->`` and ``<!-- end generated:NAME -->`` in ``README.md`` or in
 ``docs/*.md``. Everything around it is written by hand and left alone. Needs a source tree: an installed package has no

@@ -17,7 +17,6 @@ from fsm.messages import Epoch, Grant, Message
 from fsm.ranks import Agreed, Observation
 from fsm.receiver import Receiver
 from fsm.rules import word_progress
-from fsm.sender import Sender
 
 
 class Interner:
@@ -162,6 +161,11 @@ class RememberedReceiver(Remembered):
             self._viewed = self.number
         return self._view
 
+    def take(self, process: Any, now_s: float) -> None:
+        """Stand for this real object, which was worked on at the time ``now_s``."""
+        super().take(process, now_s)
+        self.waiting = process.waiting
+
     def receive(self, message: Message, now_s: float) -> list[Effect]:
         """As for the receiver itself."""
         effects: list[Effect] = self._step(message, lambda receiver: receiver.receive(message, 0))
@@ -194,8 +198,9 @@ class RememberedReceiver(Remembered):
             if len(choices.picks) == before:
                 self._steps[key] = (self.number, observation)
             return observation
-        self.number, observation = known
-        return observation
+        self.number = known[0]
+        remembered: Observation = known[1]
+        return remembered
 
     def decide(self, agreed: Agreed, now_s: float, choices: Any) -> list[Effect]:
         """As for the receiver itself."""
@@ -211,8 +216,10 @@ class RememberedReceiver(Remembered):
             if len(choices.picks) == before and not (took and self._blocks_matter):
                 self._steps[key] = (self.number, (effects, self.waiting))
             return effects
-        self.number, (effects, self.waiting) = known
-        return effects
+        self.number, answer = known
+        self.waiting = answer[1]
+        taken: list[Effect] = answer[0]
+        return taken
 
 
 REMEMBERED_ACTIONS = (
@@ -220,5 +227,3 @@ REMEMBERED_ACTIONS = (
     "sender_abort", "heal",
 )  # fmt: skip
 """Actions in which nothing is asked of a process but what is remembered; all others are done on the real objects."""
-
-__all__ = ["Interner", "REMEMBERED_ACTIONS", "Remembered", "RememberedReceiver", "RememberedSender", "Sender"]

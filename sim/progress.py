@@ -11,7 +11,16 @@ from contextlib import contextmanager
 from time import monotonic
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 PATIENCE_S = 2.0
 """What is done sooner needs no bar."""
@@ -44,14 +53,12 @@ class Bar:
         self._progress.update(self._task, completed=done, total=self.total, text=text)
 
     def _show(self) -> None:
-        columns = [SpinnerColumn("line"), TextColumn("{task.description}")]
-        clocks = [TimeElapsedColumn()]
+        columns: list[ProgressColumn] = [SpinnerColumn("line"), TextColumn("{task.description}")]
         if self.total is not None:
-            columns.append(BarColumn(bar_width=30))
-            clocks = [TimeRemainingColumn()]
-        self._progress = Progress(
-            *columns, TextColumn("{task.fields[text]}"), *clocks, console=self.console, transient=True
-        )
+            columns += [BarColumn(bar_width=30), TextColumn("{task.fields[text]}"), TimeRemainingColumn()]
+        else:
+            columns += [TextColumn("{task.fields[text]}"), TimeElapsedColumn()]
+        self._progress = Progress(*columns, console=self.console, transient=True)
         self._progress.start()
         self._task = self._progress.add_task(self.label, total=self.total, text="")
 

@@ -119,7 +119,9 @@ def verdict_facts(result: Result) -> list[tuple[str, str | Text]]:
         facts.append(("verdict", _styled(result.verdict)))
     for found in result.violations:
         facts.append(("verdict", _styled(f"violated: {found.property}, {PROPERTIES.get(found.property, '')}")))
-        facts.append(("", f"step {found.step}: {found.text}"))
+        seed = found.trace.header.seed
+        where = f"step {found.step}" + (f" of the run with seed {seed}" if seed is not None else "")
+        facts.append(("", f"{where}: {found.text}"))
     facts.append(("coverage", f"{result.coverage}: {coverage_text(result)}"))
     if result.bounds:
         facts.append(("bounds", ", ".join(f"{key} {_bound(value)}" for key, value in result.bounds.items())))
@@ -140,7 +142,9 @@ def coverage_text(result: Result) -> str:
     """What a coverage word means here, in numbers."""
     if result.coverage == "sampled":
         return f"{plural(result.runs, 'random run')}, {seconds(result.elapsed_s)}"
-    what = "every reachable state was visited" if result.coverage == "exhausted" else "the search stopped before its end"
+    what = (
+        "every reachable state was visited" if result.coverage == "exhausted" else "the search stopped before its end"
+    )
     return (
         f"{what}; {plural(result.states, 'state')}, {plural(result.transitions, 'transition')}, depth {result.depth}, "
         f"{seconds(result.elapsed_s)}"
@@ -342,7 +346,11 @@ def print_figures(console: Console, groups: Mapping[str, Sequence[Figure]]) -> N
             table.add_section()
         table.add_row(Text(title, style="bold"))
         for figure in figures:
-            target = "" if figure.target is None else ("<= " if figure.better == "less" else ">= ") + figure_text(figure.target)
+            target = (
+                ""
+                if figure.target is None
+                else ("<= " if figure.better == "less" else ">= ") + figure_text(figure.target)
+            )
             mark = {None: Text(""), True: Text("ok", "green"), False: Text("MISSED", "bold red")}[figure.met]
             note = f" ({figure.note})" if figure.note else ""
             aim = "" if figure.aim is None else figure_text(figure.aim)

@@ -59,7 +59,7 @@ class Report:
                     rank.executed += 1
 
     def _state(self, event: StateChanged | Finished) -> None:
-        state = event.target if type(event) is StateChanged else event.state
+        state = event.target if isinstance(event, StateChanged) else event.state
         for rank in self._of(event):
             rank.state = State(state)
 

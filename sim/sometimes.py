@@ -1,12 +1,13 @@
 """What a batch of random runs must have met for "nothing was found" to mean anything.
 
-Each rule here answers one question about a scenario: could this happen at all? What could, and did not in a whole batch,
-was missed. The rules err on the side of asking for less: a thing is demanded only where it is bound to turn up
+Each rule here answers one question about a scenario: could this happen at all? What could, and did not in a whole
+batch, was missed. The rules err on the side of asking for less: a thing is demanded only where it is bound to turn up
 in a batch of ordinary size.
 """
 
 from __future__ import annotations
 
+from itertools import pairwise
 from math import comb
 
 from sim.scenario import Request, Scenario
@@ -45,7 +46,7 @@ def expected_sometimes(scenario: Scenario) -> tuple[str, ...]:
     expected = []
     if any(len(one) > 1 for one in sizes):
         expected.append(RESUME)
-        if any(_may_repeat(scenario, before, after) for one in sizes for before, after in zip(one, one[1:], strict=False)):
+        if any(_may_repeat(scenario, before, after) for one in sizes for before, after in pairwise(one)):
             expected.append(SAME_BLOCKS)
         if _may_starve(scenario, sizes):
             expected.append(STARVATION)

@@ -117,8 +117,6 @@ class StateSpace:
         if action[0] not in REMEMBERED_ACTIONS:
             for process, real in zip(self._processes, (*world.receivers, *world.senders), strict=True):
                 process.take(real, world.now)
-            for process, real in zip(self._processes, world.receivers, strict=False):
-                process.waiting = real.waiting
             self._wrap()
 
     # --- saving ---------------------------------------------------------------------------------------

@@ -16,25 +16,35 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
 
-from fsm import kernel
 from fsm.allocators import Choices, make_allocator
 from fsm.blocks import BlockLedger
 from fsm.effects import CopyOut, Effect, Ended, Moved, Recycle, Refused, Send, Stage, Unstage, Watermark, Write
 from fsm.errors import LocalError
 from fsm.events import (
-    Audited, Decided, Delivered, Executed, Finished, Granted, LedgerRefused, Note, Overtaken, Progressed, Repeated,
-    StateChanged, Wrote,
+    Audited,
+    Decided,
+    Delivered,
+    Executed,
+    Finished,
+    Granted,
+    LedgerRefused,
+    Note,
+    Overtaken,
+    Progressed,
+    Repeated,
+    StateChanged,
+    Wrote,
 )  # fmt: skip
 from fsm.invariants import Monitors
-from fsm.messages import Epoch, Grant, Layout, Message, describe
+from fsm.messages import Epoch, Grant, Message, describe
 from fsm.ranks import Agreed, Observation, fold
-from fsm.receiver import Receiver, ReceiverConfig
+from fsm.receiver import Receiver
 from fsm.rules import Rules, word_progress
-from fsm.sender import Sender, SenderConfig
-from fsm.timing import Timing
+from fsm.sender import Sender
 from sim.memory import Header, Memory
 from sim.network import Network, Stray
-from sim.scenario import Request, Scenario
+from sim.plan import plan_of
+from sim.scenario import Scenario
 
 Action = tuple[Any, ...]
 """A kind and what it is done to: ``("deliver", 0)``, ``("tick",)``."""
@@ -55,7 +65,7 @@ class Flight(NamedTuple):
 
     grant: Grant
     source_start: int
-    count: int
+    tokens: int
     total_tokens: int
     request: int
     boot_id: int
@@ -83,21 +93,12 @@ class World:
         self.notes = notes
         self.arrive_any_time = arrive_any_time
         ranks = scenario.ranks
+        plan = self.plan = plan_of(scenario)
         self.receiver_ranks = range(ranks.receivers)
-        self.sender_of = [rank % ranks.senders for rank in self.receiver_ranks]
-        self.served_by = [[r for r in self.receiver_ranks if self.sender_of[r] == s] for s in range(ranks.senders)]
-        self.layout = Layout(
-            scenario.pool.block_tokens, 1, "int64", ("input_embeddings", "fill_ids", "mrope_positions"),
-            scenario.payload.deepstack_levels, 1,
-        )  # fmt: skip
-        time = scenario.time
-        self.timing = Timing(
-            time.deadline_ticks, time.queue_deadline_ticks, time.bootstrap_ticks, time.resend_ticks,
-            time.tombstone_ticks, time.heartbeat_ticks,
-        )  # fmt: skip
-        self.requests: tuple[Request, ...] = scenario.expanded_requests()
-        self.fits = [self._fits(request) for request in self.requests]
-        self.arrivals = sorted(range(len(self.requests)), key=lambda i: self.requests[i].arrives_at_tick)
+        self.sender_of = plan.sender_of
+        self.served_by = plan.served_by
+        self.requests = plan.requests
+        self.arrivals = plan.arrivals
         self.arrived = 0
         self.sending: dict[int, int] = {}
         self.receiving: dict[tuple[int, Epoch], int] = {}
@@ -105,8 +106,8 @@ class World:
         self.ticks = 0
         self.quiet = False
         self.touched = "all"
-        """What the last action may have changed: ``sender``, ``memory`` (and senders), ``receiver`` (and its memory), or
-        ``all``."""
+        """What the last action may have changed: ``sender``, ``memory`` (and senders), ``receiver`` (and its memory),
+        or ``all``."""
         self.blind = rules.progress is word_progress
         """No rule looks into memory, so bytes that land are news to nobody before their STATUS comes."""
         self.skews = scenario.schedule.rank_skew_ticks > 0 and ranks.receivers > 1
@@ -149,13 +150,6 @@ class World:
 
     # --- making ---------------------------------------------------------------------------------------
 
-    def _fits(self, request: Request) -> bool:
-        """Whether a request is small enough for all limits; one that is not is rightly refused."""
-        scenario = self.scenario
-        blocks = kernel.blocks_needed(request.tokens, scenario.pool.block_tokens)
-        limit = min(scenario.payload.total_tokens_max, scenario.result.tokens or request.tokens)
-        return bool(request.tokens <= limit and blocks <= scenario.source.blocks)
-
     def _new_receiver(self, rank: int, boot_id: int) -> Receiver:
         pool = self.scenario.pool
         options: dict[str, int] = {}
@@ -164,28 +158,12 @@ class World:
             options = {"refusals_max": 0 if rank else pool.refusals_max}
         elif pool.allocator == "stingy":
             options = {"blocks_max": pool.stingy_blocks}
-        config = ReceiverConfig(
-            layout=self.layout,
-            rank=rank,
-            sender_rank=self.sender_of[rank],
-            total_tokens_max=self.scenario.payload.total_tokens_max,
-            grant_blocks_max=pool.grant_blocks_max or 0,
-            result_tokens=self.scenario.result.tokens,
-            landed_required=self.scenario.schedule.data_lags_status,
-            timing=self.timing,
-        )
         ledger = BlockLedger(self.scenario.pool_blocks(rank), make_allocator(pool.allocator, **options))
+        config = self.plan.receiver_configs[rank]
         return Receiver(config, ledger, boot_id=boot_id, rules=self.rules, flat=self.flat)
 
     def _new_sender(self, rank: int, boot_id: int) -> Sender:
-        config = SenderConfig(
-            layout=self.layout,
-            rank=rank,
-            receiver_ranks=tuple(self.served_by[rank]),
-            source_blocks=self.scenario.source.blocks,
-            total_tokens_max=self.scenario.payload.total_tokens_max,
-            timing=self.timing,
-        )
+        config = self.plan.sender_configs[rank]
         return Sender(config, boot_id=boot_id, rules=self.rules, flat=self.flat)
 
     def _new_memory(self, rank: int) -> Memory:
@@ -261,7 +239,7 @@ class World:
     def tick(self, choices: Choices) -> None:
         """One tick of the receivers' loop, all ranks in step."""
         self.ticks += 1
-        before = self._refusals_left()
+        before = self._refusals_left() if self.hostile else []
         observations = [
             receiver.observe(self.now, choices, memory.header_total)
             for receiver, memory in zip(self.receivers, self.memories, strict=True)
@@ -270,11 +248,10 @@ class World:
         changed = False
         for rank in self.receiver_ranks:
             changed |= self._decide(rank, agreed, choices)
-        self.quiet = not changed and before == self._refusals_left()
+        self.quiet = not changed and (not self.hostile or before == self._refusals_left())
 
     def _refusals_left(self) -> list[Hashable]:
-        if not self.hostile:
-            return []
+        """What is left of the budget of a hostile allocator: a tick in which it refuses may be worth repeating."""
         return [receiver.ledger.allocator.save() for receiver in self.receivers]
 
     def _decide(self, rank: int, agreed: Agreed, choices: Choices) -> bool:
@@ -284,8 +261,9 @@ class World:
             self._emit(Decided(len(self.receivers), rank, _decisions(effects, agreed)))
         if receiver.waiting:
             for effect in effects:
-                if type(effect) is Send and type(effect.message) is Grant and not effect.message.seq and not effect.resend:
-                    self._emit(Overtaken(rank, effect.message.room, receiver.waiting))
+                message = effect.message if type(effect) is Send and not effect.resend else None
+                if type(message) is Grant and message.seq == 0:
+                    self._emit(Overtaken(rank, message.room, receiver.waiting))
         self._from_receiver(rank, effects)
         return bool(effects)
 
@@ -326,7 +304,8 @@ class World:
 
     def next_timer(self) -> float | None:
         """When the next timer of any process fires."""
-        times = [process.next_timer_s() for process in (*self.receivers, *self.senders)]
+        times = [receiver.next_timer_s() for receiver in self.receivers]
+        times += [sender.next_timer_s() for sender in self.senders]
         return min((time for time in times if time is not None), default=None)
 
     def pass_time(self, choices: Choices) -> None:
@@ -379,15 +358,14 @@ class World:
         """The bytes of a write arrive; unless completions come on their own, the sender learns of it at once."""
         flight = self.flights[index]
         self._put(flight)
-        schedule = self.scenario.schedule
-        if schedule.data_lags_status:
+        if self.scenario.schedule.data_lags_status:
             self._replace_flight(index, flight._replace(landed=True))
             grant = flight.grant
             rank = grant.receiver_rank
             if self.incarnations[rank] == flight.incarnation:
                 self._from_receiver(rank, self.receivers[rank].landed(grant.room, grant.epoch, grant.seq, self.now))
         else:
-            self._replace_flight(index, flight._replace(landed=True, told=True))
+            self._end_flight(index)
             self._tell_sender(flight)
 
     def tell(self, index: int) -> None:
@@ -398,7 +376,20 @@ class World:
 
     def vanish(self, index: int) -> None:
         """A write of a process that is dead never happens."""
-        self._replace_flight(index, self.flights[index]._replace(landed=True, told=True))
+        self._end_flight(index)
+
+    def abandon_flights(self, sender: int, boot_id: int) -> None:
+        """The process that began these writes is dead, and will not hear of their end."""
+        flights = []
+        for flight in self.flights:
+            if flight.boot_id == boot_id and self.sender_of[flight.grant.receiver_rank] == sender:
+                flight = flight._replace(told=True)
+            if not (flight.landed and flight.told):
+                flights.append(flight)
+        self.flights = tuple(flights)
+
+    def _end_flight(self, index: int) -> None:
+        self.flights = self.flights[:index] + self.flights[index + 1 :]
 
     def _replace_flight(self, index: int, flight: Flight) -> None:
         kept = () if flight.landed and flight.told else (flight,)
@@ -417,14 +408,14 @@ class World:
         if self.incarnations[rank] != flight.incarnation:
             return  # that memory is gone with its process
         ledger = self.receivers[rank].ledger
-        reached = -(-flight.count // self.scenario.pool.block_tokens)
+        reached = -(-flight.tokens // self.scenario.pool.block_tokens)
         trespass = ""
         for ref in grant.blocks[:reached]:
             if not ledger.may_write(ref, grant.room, grant.epoch, grant.seq):
                 record = ledger.record(ref.block)
                 trespass = (
-                    f"a write of room {grant.room} seq {grant.seq} landed in block {ref.block} (generation {ref.generation}), "
-                    f"which is {record.state} (generation {record.generation})"
+                    f"a write of room {grant.room} seq {grant.seq} landed in block {ref.block} "
+                    f"(generation {ref.generation}), which is {record.state} (generation {record.generation})"
                     + (f" and belongs to room {record.owner.room} seq {record.owner.seq}" if record.owner else "")
                 )
                 break
@@ -432,8 +423,8 @@ class World:
         header = Header(flight.total_tokens, flight.request + 1) if grant.start == 0 else None
         if self.touched == "sender":
             self.touched = "memory" if self.blind else "all"
-        self.memories[rank].write(blocks, flight.request, flight.source_start, flight.count, header)
-        self._emit(Wrote(rank, grant.room, grant.epoch, grant.seq, grant.start, flight.count, trespass))
+        self.memories[rank].write(blocks, flight.request, flight.source_start, flight.tokens, header)
+        self._emit(Wrote(rank, grant.room, grant.epoch, grant.seq, grant.start, flight.tokens, trespass))
 
     # --- effects --------------------------------------------------------------------------------------
 
@@ -505,7 +496,7 @@ class World:
         self._emit(
             Finished(
                 side, effect.receiver_rank, effect.room, effect.epoch, effect.state, effect.reason, total,
-                not self.disturbed and (index < 0 or self.fits[index]),
+                not self.disturbed and (index < 0 or self.plan.fits[index]),
             )
         )  # fmt: skip
         self.room_left(effect.room)
@@ -586,11 +577,13 @@ class World:
             free, blocks = receiver.ledger.free_count, len(receiver.ledger)
             if free != blocks:
                 return f"receiver {rank}: {blocks - free} of {blocks} blocks are not free"
-            if self.scenario.result.tokens and receiver.free_result_tokens != self.scenario.result.tokens:
-                return f"receiver {rank}: {self.scenario.result.tokens - receiver.free_result_tokens} result tokens are reserved"
+            result_tokens = self.scenario.result.tokens
+            if result_tokens and receiver.free_result_tokens != result_tokens:
+                return f"receiver {rank}: {result_tokens - receiver.free_result_tokens} result tokens are reserved"
         for rank, sender in enumerate(self.senders):
-            if sender.free_source_blocks != self.scenario.source.blocks:
-                return f"sender {rank}: {self.scenario.source.blocks - sender.free_source_blocks} source blocks are pinned"
+            source_blocks = self.scenario.source.blocks
+            if sender.free_source_blocks != source_blocks:
+                return f"sender {rank}: {source_blocks - sender.free_source_blocks} source blocks are pinned"
         return ""
 
 

@@ -210,7 +210,7 @@ def all_lanes(sender: Any, room: SenderRoom, lane: Lane, grant: Grant) -> list[t
             old = other.notes
             served.append(
                 (other, Grant(
-                    old.room, old.epoch, old.sender_rank, old.receiver_rank, grant.seq, grant.start, grant.capacity, old.blocks
+                    old.room, old.epoch, old.sender_rank, old.receiver_rank, grant.seq, grant.start, grant.capacity, old.blocks, old.sender_boot_id
                 ))
             )  # fmt: skip
     return served

@@ -15,6 +15,7 @@ import hashlib
 from array import array
 from collections.abc import Callable, Collection, Hashable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -347,8 +348,7 @@ class _Search:
         world = new_world(self.scenario)
         steps: list[Step] = []
         for number in numbers:
-            wanted = self.graph.keys[number]
-            step = self._match(world, steps, self.graph.how[number][0], lambda w, k=wanted: self._key_of(w) == k)
+            step = self._match(world, steps, self.graph.how[number][0], partial(self._is_at, self.graph.keys[number]))
             steps.append(step)
             world = self._rerun(steps)
         if last is not None:
@@ -371,6 +371,9 @@ class _Search:
         self.space.after(last[0])
         self.space.dirty()
         return [violation.property for violation in self.world.monitors.violations]
+
+    def _is_at(self, key: Key, world: World) -> bool:
+        return self._key_of(world) == key
 
     def _key_of(self, world: World) -> Key:
         mine, self.space.world = self.space.world, world

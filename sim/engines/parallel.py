@@ -9,7 +9,7 @@ progress bar for one.
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
@@ -17,7 +17,7 @@ J = TypeVar("J")
 R = TypeVar("R")
 
 
-def in_order(function: Callable[[J], R], jobs: Sequence[J], processes: int) -> Iterator[R]:
+def in_order(function: Callable[[J], R], jobs: Sequence[J], processes: int) -> Generator[R, None, None]:
     """``function`` of each job, in order; with one process it is called right here, when the result is asked for.
 
     Function and jobs must be picklable if there are more processes. Raises what the function raised, RuntimeError with

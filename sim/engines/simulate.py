@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -32,9 +33,9 @@ from sim import actions, zoo
 from sim.choices import SEED_MAX, Choices, Recording, Seeded
 from sim.engines.parallel import in_order
 from sim.engines.result import Found, RequestReport, Result
-from sim.sometimes import QUARANTINE, RESUME, SAME_BLOCKS, STARVATION, expected_sometimes
 from sim.report import Report
 from sim.scenario import Scenario
+from sim.sometimes import QUARANTINE, RESUME, SAME_BLOCKS, STARVATION, expected_sometimes
 from sim.world import Action, World
 
 Progress = Callable[[int, int], None]
@@ -256,11 +257,14 @@ class _Run:
             if kind is Granted:
                 self._saw_grant(event)
             elif kind is Finished and event.state == State.FAILED and event.side == "receiver":
-                if any(t.held for t in world.receivers[event.receiver_rank].tombstones.values()):
-                    self.sometimes[QUARANTINE] = self.sometimes.get(QUARANTINE, 0) + 1
+                self._saw_failure(event)
         for rank, receiver in enumerate(world.receivers):
             if receiver.waiting or self.waiting[rank][1]:
                 self._saw_waiting(rank, receiver.waiting)
+
+    def _saw_failure(self, event: Finished) -> None:
+        if any(tombstone.held for tombstone in self.world.receivers[event.receiver_rank].tombstones.values()):
+            self.sometimes[QUARANTINE] = self.sometimes.get(QUARANTINE, 0) + 1
 
     def _saw_waiting(self, rank: int, waiting: tuple[int, ...]) -> None:
         """Starved is who still waits a tick later: what it freed itself comes back to it within one."""
@@ -323,11 +327,15 @@ def _run_chunk(job: _Job) -> _Chunk:
             raise RuntimeError(f"seed {job.seed + index}: {error}") from error
         digests += outcome.digest
         steps += outcome.steps
-        for name, count in outcome.sometimes.items():
-            sometimes[name] = sometimes.get(name, 0) + count
+        _add(sometimes, outcome.sometimes)
         if outcome.violations:
             return _Chunk(bytes(digests), index + 1, steps, True, sometimes)
     return _Chunk(bytes(digests), job.runs, steps, False, sometimes)
+
+
+def _add(totals: dict[str, int], counts: dict[str, int]) -> None:
+    for name, count in counts.items():
+        totals[name] = totals.get(name, 0) + count
 
 
 def _jobs(scenario: Scenario, machine: str, seed: int, runs: int, jobs: int) -> Iterator[_Job]:
@@ -372,17 +380,18 @@ def simulate(
     done = steps = 0
     sometimes = dict.fromkeys(expected_sometimes(scenario), 0)
     violated = False
-    for chunk in in_order(_run_chunk, list(_jobs(scenario, machine, seed, runs, processes)), processes):
-        digest.update(chunk.digests)
-        done += chunk.runs
-        steps += chunk.steps
-        for name, count in chunk.sometimes.items():
-            sometimes[name] = sometimes.get(name, 0) + count
-        if progress is not None:
-            progress(done, runs)
-        if chunk.violated:
-            violated = True
-            break
+    pieces = list(_jobs(scenario, machine, seed, runs, processes))
+    with closing(in_order(_run_chunk, pieces, processes)) as chunks:  # stops the workers, whatever happens
+        for chunk in chunks:
+            digest.update(chunk.digests)
+            done += chunk.runs
+            steps += chunk.steps
+            _add(sometimes, chunk.sometimes)
+            if progress is not None:
+                progress(done, runs)
+            if chunk.violated:
+                violated = True
+                break
     last = run_once(
         scenario, Seeded(seed + done - 1), machine=machine, record=violated, report=True, seed=seed + done - 1
     )

@@ -39,9 +39,7 @@ from fsm.timing import Timing
 BLOCK_TOKENS = 4
 LAYOUT = Layout(BLOCK_TOKENS, 1, "int64", ("fill_ids",), 0, 1)
 OTHER_LAYOUT = Layout(BLOCK_TOKENS, 2, "int64", ("fill_ids",), 0, 1)
-TIMING = Timing(
-    deadline_s=30, queue_deadline_s=100, bootstrap_s=50, resend_s=7, tombstone_s=60, heartbeat_s=0
-)
+TIMING = Timing(deadline_s=30, queue_deadline_s=100, bootstrap_s=50, resend_s=7, tombstone_s=60, heartbeat_s=0)
 PEER_QUEUE = 200
 """The queue deadline that the other side tells."""
 
@@ -165,9 +163,7 @@ def nack(
     return Nack(room, epoch, *ranks, code, about, seq, boot_id)
 
 
-def abort(
-    room: int = 1, epoch: Epoch = E1, reason: str = "ABORTED", ranks: tuple[int, int] = (0, 0)
-) -> Abort:
+def abort(room: int = 1, epoch: Epoch = E1, reason: str = "ABORTED", ranks: tuple[int, int] = (0, 0)) -> Abort:
     return Abort(room, epoch, *ranks, reason)
 
 
@@ -205,8 +201,10 @@ def grant(
     *,
     blocks: Iterable[int] = (0, 1),
     ranks: tuple[int, int] = (0, 0),
+    sender_boot_id: int = SENDER_BOOT,
 ) -> Grant:
-    return Grant(room, epoch, *ranks, seq, start, capacity, tuple(BlockRef(block, 0) for block in blocks))
+    refs = tuple(BlockRef(block, 0) for block in blocks)
+    return Grant(room, epoch, *ranks, seq, start, capacity, refs, sender_boot_id)
 
 
 # --- reading effects --------------------------------------------------------------------------------------
@@ -229,10 +227,13 @@ def events(effects: Sequence[Effect]) -> list[str]:
 
 def granted(effects: Sequence[Effect]) -> Grant:
     """The one GRANT sent for the first time."""
-    (message,) = [
-        e.message for e in of_type(effects, Send) if isinstance(e.message, Grant) and not e.resend
-    ]
+    (message,) = [e.message for e in of_type(effects, Send) if isinstance(e.message, Grant) and not e.resend]
     return message
+
+
+def grants(effects: Sequence[Effect]) -> list[tuple[int, int, int, int]]:
+    """(room, seq, start, capacity) of each GRANT sent."""
+    return [(m.room, m.seq, m.start, m.capacity) for m in sent(effects) if isinstance(m, Grant)]
 
 
 def blocks_of(message: Grant) -> tuple[int, ...]:
@@ -243,9 +244,7 @@ def blocks_of(message: Grant) -> tuple[int, ...]:
 # --- shortcuts --------------------------------------------------------------------------------------------
 
 
-def registered(
-    who: Receiver, now: float = 0, *, room: int = 1, early: int = 0, queue_s: float = PEER_QUEUE
-) -> Epoch:
+def registered(who: Receiver, now: float = 0, *, room: int = 1, early: int = 0, queue_s: float = PEER_QUEUE) -> Epoch:
     """Submit, acknowledge, tick: the request waits for its OFFER, or has its early grant."""
     who.submit(room, now, early_tokens=early)
     epoch = who.rooms[room].epoch
@@ -273,6 +272,73 @@ def land(who: Receiver, now: float = 0, *, room: int = 1, copy: bool = True) -> 
         for effect in of_type(effects, CopyOut):
             who.copied(effect.room, effect.epoch, effect.seq, 77, now)
     return effects
+
+
+def queued(who: Receiver, totals: dict[int, int], now: float = 0) -> list[Effect]:
+    """Several requests, room -> total, submitted in this order and offered before anybody is granted anything:
+    the effects of the tick that grants."""
+    for room in totals:
+        who.submit(room, now)
+        who.receive(register_ack(room, who.rooms[room].epoch), now)
+    who.tick(now)
+    for room, total in totals.items():
+        who.receive(offer(total, room, who.rooms[room].epoch), now)
+    return who.tick(now)
+
+
+def granted_early(who: Receiver, tokens: int, room: int = 1, now: float = 0) -> Grant:
+    """A request that gets an early grant at once."""
+    who.submit(room, now, early_tokens=tokens)
+    who.receive(register_ack(room, who.rooms[room].epoch), now)
+    return granted(who.tick(now))
+
+
+def to_the_end(who: Receiver, room: int = 1, now: float = 0) -> list[tuple[int, int]]:
+    """Land and tick until the room has ended; (start, capacity) of every grant from now on."""
+    seen = []
+    for _ in range(100):
+        if room not in who.rooms:
+            return seen
+        out = who.rooms[room].grant
+        if out is not None:
+            seen.append((out.start, out.capacity))
+            land(who, now, room=room)
+        who.tick(now)
+    raise AssertionError("it never ends")
+
+
+def fail(who: Receiver, now: float = 0, room: int = 1) -> list[Effect]:
+    """Abort it, and the tick in which it ends."""
+    who.abort(room)
+    return who.tick(now)
+
+
+def wait_in(state: str, now: float = 0) -> Receiver:
+    """A receiver whose request has rested in a situation since ``now``."""
+    who = receiver(2)
+    if state == "unregistered":
+        who.submit(1, now)
+    elif state == "unoffered":
+        registered(who, now)
+    elif state == "early, granted":
+        granted_early(who, 4, now=now)
+    elif state == "queueing for blocks":
+        offered(who, 20, now, room=9)
+        offered(who, 20, now)
+        assert who.rooms[1].grant is None
+    elif state == "granted":
+        offered(who, 20, now)
+    elif state == "landed":
+        offered(who, 20, now)
+        land(who, now, copy=False)
+    elif state == "resumed":
+        offered(who, 20, now)
+        land(who, now)
+        who.tick(now)
+    elif state == "last chunk being copied":
+        offered(who, 8, now)
+        land(who, now, copy=False)
+    return who
 
 
 class Wire:
@@ -308,9 +374,7 @@ class Wire:
             if isinstance(effect, Send):
                 self.queue.append((False, rank, effect.message))
             elif isinstance(effect, CopyOut):
-                copied = self.receivers[rank].copied(
-                    effect.room, effect.epoch, effect.seq, effect.start + 5, self.now
-                )
+                copied = self.receivers[rank].copied(effect.room, effect.epoch, effect.seq, effect.start + 5, self.now)
                 self.from_receiver(rank, copied)
 
     def from_sender(self, index: int, effects: list[Effect]) -> None:

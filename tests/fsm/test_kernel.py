@@ -236,9 +236,7 @@ def verdict(
     wants: bool = False,
 ) -> Any:
     """The verdict on a request that waits, but for what is said."""
-    return kernel.verdict(
-        INT, state, known, registered, failure, total, committed, handled, delivered, wants
-    )
+    return kernel.verdict(INT, state, known, registered, failure, total, committed, handled, delivered, wants)
 
 
 LIVE = (kernel.BOOTSTRAPPING, kernel.WAITING, kernel.TRANSFERRING, kernel.RESUMING)

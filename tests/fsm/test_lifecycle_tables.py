@@ -119,9 +119,7 @@ def test_the_senders_table() -> None:
 def test_the_blocks_table() -> None:
     free, reserved, granted, landed, reading, quarantined = BlockState
     assert BLOCK_TABLE.terminal == () and BLOCK_TABLE.initial == free
-    moves = {
-        (state, row.event): row.target for state in BLOCK_TABLE.states for row in BLOCK_TABLE.rows[state]
-    }
+    moves = {(state, row.event): row.target for state in BLOCK_TABLE.states for row in BLOCK_TABLE.rows[state]}
     assert moves == {
         (free, "reserve"): reserved,
         (reserved, "grant"): granted,

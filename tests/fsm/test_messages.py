@@ -51,7 +51,7 @@ EXAMPLES: dict[str, Message] = {
     "REGISTER": Register(5, EPOCH, 0, 2, LAYOUT, b"\x00\x01\xff", 30.5),
     "REGISTER_ACK": RegisterAck(5, EPOCH, 0, 2, 9, True, 12.0),
     "OFFER": Offer(5, EPOCH, 0, 2, 20000, True, False),
-    "GRANT": Grant(5, EPOCH, 0, 2, 2, 8192, 256, (BlockRef(3, 0), BlockRef(4, 6))),
+    "GRANT": Grant(5, EPOCH, 0, 2, 2, 8192, 256, (BlockRef(3, 0), BlockRef(4, 6)), 77),
     "STATUS": Status(5, EPOCH, 0, 2, 2, 8448, 20000, True, False, 0xFEEDBEEF),
     "NACK": Nack(5, EPOCH, 0, 2, NackCode.NOT_READY, "GRANT", 2, 9, "not staged"),
     "ABORT": Abort(5, EPOCH, 0, 2, "cancelled by the user"),
@@ -104,7 +104,7 @@ BY_KIND = {
     "REGISTER": in_room(Register, layouts, st.binary(max_size=99), seconds),
     "REGISTER_ACK": in_room(RegisterAck, int64s, flags, seconds),
     "OFFER": in_room(Offer, int32s, flags, flags),
-    "GRANT": in_room(Grant, int64s, int32s, int32s, block_lists),
+    "GRANT": in_room(Grant, int64s, int32s, int32s, block_lists, int64s),
     "STATUS": in_room(Status, int64s, int32s, int32s, flags, flags, st.none() | st.integers(0, UINT64)),
     "NACK": in_room(Nack, st.sampled_from(NackCode), names, seqs_or_none, int64s, texts),
     "ABORT": in_room(Abort, texts),
@@ -164,7 +164,7 @@ def test_the_bytes_on_the_wire_stay_as_they_are() -> None:
         "ab73656e6465725f72616e6b" + "00" + "ad72656365697665725f72616e6b" + "02"
     )
     in_room = {"room": 5, "epoch": [7, 1], "sender_rank": 0, "receiver_rank": 2}
-    in_grant = {"seq": 2, "start": 8192, "capacity": 256, "blocks": [[3, 0], [4, 6]]}
+    in_grant = {"seq": 2, "start": 8192, "capacity": 256, "blocks": [[3, 0], [4, 6]], "sender_boot_id": 77}
     assert fields_of(EXAMPLES["GRANT"]) == {"kind": "GRANT"} | in_room | in_grant
     assert fields_of(EXAMPLES["NACK"])["code"] == "NOT_READY"
     assert fields_of(EXAMPLES["REGISTER"])["layout"] == msgspec.structs.asdict(LAYOUT) | {
@@ -304,7 +304,7 @@ def test_the_longest_of_each(kind: str, field: str, one: Any, length_max: int) -
 def test_the_longest_message_is_within_the_limit() -> None:
     assert (SIZE_MAX, BLOCKS_MAX, DESCRIPTORS_MAX, TEXT_MAX, WIRE_VERSION) == (1048576, 65536, 65536, 256, 1)
     longest = Grant(
-        INT64, Epoch(INT64, INT64), INT32, INT32, INT64, INT32, INT32, (BlockRef(INT32, INT64),) * BLOCKS_MAX
+        INT64, Epoch(INT64, INT64), INT32, INT32, INT64, INT32, INT32, (BlockRef(INT32, INT64),) * BLOCKS_MAX, INT64
     )
     assert SIZE_MAX // 2 < len(encode(longest)) <= SIZE_MAX
     assert decode(encode(longest)) == longest
@@ -570,7 +570,7 @@ def test_each_kind_in_words(kind: str) -> None:
 def test_blocks_in_words(blocks: Any, text: str) -> None:
     refs = tuple(BlockRef(block, 1) for block in blocks)
     assert (
-        describe(Grant(5, EPOCH, 0, 2, 0, 0, 8, refs))
+        describe(Grant(5, EPOCH, 0, 2, 0, 0, 8, refs, 77))
         == f"GRANT room=5 seq=0 start=0 capacity=8 blocks={text}"
     )
 

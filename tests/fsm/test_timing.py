@@ -15,9 +15,9 @@ PLAIN = Timing(30, 100, 50, 7, 60, 5)
 
 
 def test_the_times_are_named_in_this_order() -> None:
-    assert PLAIN == Timing(
+    assert Timing(
         deadline_s=30, queue_deadline_s=100, bootstrap_s=50, resend_s=7, tombstone_s=60, heartbeat_s=5
-    )
+    ) == PLAIN
 
 
 def test_the_times_by_default() -> None:

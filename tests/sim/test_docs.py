@@ -59,7 +59,7 @@ def test_a_page_without_parts_is_left_alone() -> None:
     ],
 )
 def test_wrong_markers_are_refused(text: str, says: str) -> None:
-    with pytest.raises(LocalError, match="^a.md: ") as caught:
+    with pytest.raises(LocalError, match=r"^a\.md: ") as caught:
         docs.regenerate(text, source="a.md")
     assert says in str(caught.value)
 

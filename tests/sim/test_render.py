@@ -49,7 +49,14 @@ def flag() -> Trace:
 
 @pytest.mark.parametrize(
     ("blocks", "text"),
-    [([], ""), ([3], "b3"), ([0, 1], "b0 b1"), ([0, 1, 2], "b0-b2"), ([5, 0, 1, 2, 3, 9], "b5 b0-b3 b9"), ([2, 1, 0], "b2 b1 b0")],
+    [
+        ([], ""),
+        ([3], "b3"),
+        ([0, 1], "b0 b1"),
+        ([0, 1, 2], "b0-b2"),
+        ([5, 0, 1, 2, 3, 9], "b5 b0-b3 b9"),
+        ([2, 1, 0], "b2 b1 b0"),
+    ],
 )
 def test_blocks(blocks: list[int], text: str) -> None:
     assert cli_view.blocks_text(blocks) == text
@@ -135,12 +142,23 @@ def test_no_steps() -> None:
 
 def test_several_senders() -> None:
     view = StepView(1, "x", ("a", "b"), ("c",))
-    assert render.trace_lines([view])[0].split() == ["step", "what", "happens", "sender", "0", "sender", "1", "receiver"]
+    assert render.trace_lines([view])[0].split() == [
+        "step",
+        "what",
+        "happens",
+        "sender",
+        "0",
+        "sender",
+        "1",
+        "receiver",
+    ]
 
 
 def test_what_is_broken_is_said_in_full() -> None:
     text = printed(lambda console: render.print_broken(console, "I6", "start 8 was granted twice", 7))
-    assert text.startswith("I6  no start is granted under two seqs by a receiver, no seq is executed twice by a sender\n")
+    assert text.startswith(
+        "I6  no start is granted under two seqs by a receiver, no seq is executed twice by a sender\n"
+    )
     assert "broken at step 7: start 8 was granted twice" in text
 
 
@@ -227,7 +245,9 @@ def test_the_zoo_fits_a_hundred_columns_and_loses_nothing() -> None:
     text = printed(lambda console: cli_zoo.print_zoo(console, rows_of_all(), 12.3, 2))
     assert max(map(len, text.splitlines())) <= 100
     for name in (*zoo.DETECTORS, *zoo.HAZARDS):
-        assert re.search(rf"^ {re.escape(name)} +all 6 +violated +I6 +I6 +98-103 +199,000-199,005 +exhausted *$", text, re.MULTILINE)
+        assert re.search(
+            rf"^ {re.escape(name)} +all 6 +violated +I6 +I6 +98-103 +199,000-199,005 +exhausted *$", text, re.MULTILINE
+        )
     assert "24 variants, 144 rows in 12 s on 2 cores: all as expected." in text
     assert "resumark check --detector|--hazard VARIANT --only PROPERTY" in text
 
