@@ -100,8 +100,10 @@ class WritesAreOpen(Checker):
 
 
 class DeliveredEqualsSource(Checker):
-    """I2. Remembers the pieces delivered so far: (start, count), and what was wrong with the first wrong
-    one."""
+    """I2. Remembers the ranges delivered so far, joined where they touch, and the first thing that was wrong.
+
+    Copies may end in any order; what counts is that no token comes twice and that none is missing in the end.
+    """
 
     name = "I2"
 
@@ -110,22 +112,31 @@ class DeliveredEqualsSource(Checker):
 
     def _delivered(self, event: Delivered) -> Verdict:
         key = (event.receiver_rank, event.room, event.epoch)
-        end, wrong = self.memory.get(key, (0, ""))
-        if not wrong and event.start != end:
-            wrong = f"tokens [{event.start}, {event.start + event.count}) were delivered after [0, {end})"
-        self.memory[key] = (event.start + event.count, wrong or event.wrong)
+        ranges, wrong = self.memory.get(key, ((), ""))
+        low, high = event.start, event.start + event.count
+        for begin, end in ranges:
+            if begin < high and low < end and not wrong:
+                wrong = f"tokens [{low}, {high}) were delivered though [{begin}, {end}) had been"
+        joined: list[tuple[int, int]] = []
+        for begin, end in sorted((*ranges, (low, high))):
+            if joined and begin <= joined[-1][1]:
+                joined[-1] = (joined[-1][0], max(end, joined[-1][1]))
+            else:
+                joined.append((begin, end))
+        self.memory[key] = (tuple(joined), wrong or event.wrong)
         return None
 
     def _finished(self, event: Finished) -> Verdict:
         if event.side != "receiver" or event.epoch is None:
             return None
-        end, wrong = self.memory.pop((event.receiver_rank, event.room, event.epoch), (0, ""))
+        ranges, wrong = self.memory.pop((event.receiver_rank, event.room, event.epoch), ((), ""))
         if event.state != State.SUCCESS:
             return None
         if wrong:
             return self.broken(f"{_where(event)} ended in Success with wrong content: {wrong}")
-        if end != event.total_tokens:
-            return self.broken(f"{_where(event)} ended in Success with {end} of {event.total_tokens} tokens")
+        if ranges != ((0, event.total_tokens),):
+            had = " ".join(f"[{begin}, {end})" for begin, end in ranges) or "nothing"
+            return self.broken(f"{_where(event)} ended in Success with {had} of [0, {event.total_tokens})")
         return None
 
 

@@ -8,7 +8,6 @@ is an error at the step where it parts from it, and never a different run that p
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
@@ -72,11 +71,6 @@ def dump_trace(trace: Trace) -> str:
     return "".join(line.decode() + "\n" for line in lines)
 
 
-def write_trace(trace: Trace, path: Path) -> None:
-    """Write a trace to a file."""
-    path.write_text(dump_trace(trace), encoding="utf-8")
-
-
 def parse_trace(lines: Iterable[str], *, source: str = "<trace>") -> Trace:
     """Read a trace. Raises :class:`LocalError` naming source, line and what was expected there."""
     header: TraceHeader | None = None
@@ -107,12 +101,3 @@ def parse_trace(lines: Iterable[str], *, source: str = "<trace>") -> Trace:
     if ending is None:
         raise LocalError(f"{source}: cut off after step {len(steps)}: the ending is missing")
     return Trace(header, tuple(steps), ending)
-
-
-def read_trace(path: Path) -> Trace:
-    """Read a trace file. Raises :class:`LocalError`."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise LocalError(f"{path}: cannot be read: {error}") from None
-    return parse_trace(text.splitlines(), source=str(path))

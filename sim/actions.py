@@ -8,6 +8,7 @@ scenario says (``polls_per_delivery``), unless ticks are scheduled freely.
 from __future__ import annotations
 
 from fsm.allocators import Choices
+from fsm.effects import Stage
 from fsm.errors import LocalError
 from fsm.events import Finished, Restarted
 from fsm.messages import Heartbeat, Nack, Register
@@ -41,6 +42,8 @@ def enabled(world: World) -> list[Action]:
         lone = world.scenario.schedule.data_lags_status or flight.landed
         if lone and not flight.told:
             actions.append(("told", index))
+    actions.extend(("copied", index) for index in range(len(world.copies)))
+    actions.extend(("staged", index) for index in range(len(world.stagings)))
     if world._may_arrive(world.ticks):
         actions.append(("arrive",))
     for sender, boot_id in world.dead_boots:
@@ -158,6 +161,11 @@ def describe_action(world: World, action: Action) -> str:
         flight = world.flights[action[1]]
         what = {"land": "bytes land", "told": "write ends", "vanish": "write vanishes"}[kind]
         return f"{what}: room {flight.grant.room} seq {flight.grant.seq} rank {flight.grant.receiver_rank}"
+    if kind == "copied":
+        copying = world.copies[action[1]]
+        return f"copy out ends: room {copying.effect.room} seq {copying.effect.seq} rank {copying.rank}"
+    if kind == "staged":
+        return f"staged: room {world.stagings[action[1]][2]} sender {world.stagings[action[1]][0]}"
     return " ".join(str(part) for part in action).replace("_", " ")
 
 
@@ -178,6 +186,20 @@ def _land(world: World, action: Action, choices: Choices) -> None:
 
 def _told(world: World, action: Action, choices: Choices) -> None:
     world.tell(action[1])
+
+
+def _copied(world: World, action: Action, choices: Choices) -> None:
+    copying = world.copies[action[1]]
+    world.copies = world.copies[: action[1]] + world.copies[action[1] + 1 :]
+    if world.incarnations[copying.rank] == copying.incarnation:
+        world.end_copy(copying.rank, copying.effect)
+
+
+def _staged(world: World, action: Action, choices: Choices) -> None:
+    rank, boot_id, room = world.stagings[action[1]]
+    world.stagings = world.stagings[: action[1]] + world.stagings[action[1] + 1 :]
+    if world.senders[rank].boot_id == boot_id:
+        world.end_staging(rank, Stage(room, 0))
 
 
 def _vanish(world: World, action: Action, choices: Choices) -> None:
@@ -357,6 +379,7 @@ def _must_refuse(submit, target, world: World) -> None:  # type: ignore[no-untyp
 
 
 _DO = {
+    "copied": _copied, "staged": _staged,
     "deliver": _deliver, "stray": _stray, "land": _land, "told": _told, "vanish": _vanish, "arrive": _arrive,
     "gone": _gone, "tick": _tick, "enter": _enter, "leave": _leave, "time": _time, "heal": _heal,
     "duplicate": _duplicate, "delay": _delay, "drop": _drop, "heartbeat_loss": _heartbeat_loss, "poison": _poison,

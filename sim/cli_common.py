@@ -22,7 +22,8 @@ from rich.console import Console
 
 from fsm.errors import LocalError, ResumarkError
 from fsm.invariants import LIVENESS, PROPERTIES
-from fsm.trace import Trace, write_trace
+from fsm.trace import Trace
+from sim.trace_file import write_trace
 from sim import zoo
 from sim.engines.result import EXIT_LIVENESS, EXIT_SAFETY, EXIT_USAGE, Result
 from sim.scenario import Scenario, load_scenario, validate_scenario

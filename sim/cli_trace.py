@@ -10,7 +10,8 @@ import msgspec
 import typer
 from rich.console import Console
 
-from fsm.trace import Trace, read_trace
+from fsm.trace import Trace
+from sim.trace_file import read_trace
 from sim import render
 from sim.cli_common import (
     JsonOption,

@@ -223,7 +223,8 @@ class RememberedReceiver(Remembered):
 
 
 REMEMBERED_ACTIONS = (
-    "deliver", "stray", "duplicate", "delay", "drop", "heartbeat_loss", "land", "told", "vanish", "tick", "abort",
+    "deliver", "stray", "duplicate", "delay", "drop", "heartbeat_loss", "land", "told", "vanish", "copied", "staged", "tick",
+    "abort",
     "sender_abort", "heal",
 )  # fmt: skip
 """Actions in which nothing is asked of a process but what is remembered; all others are done on the real objects."""

@@ -127,7 +127,7 @@ class Schedule(Section, frozen=True, kw_only=True):
         bool, Meta(description="send completion does not prove arrival: data may land after its STATUS")
     ] = False
     rank_skew_ticks: Annotated[
-        Count, Meta(description="a rank's messages may be so much later than another's")
+        Count, Meta(description="steps that may pass between a rank's and another's part in a tick; 0 = in step")
     ] = 0
     ticks_max: Annotated[Positive, Meta(description="a run that has not ended by then is stopped")] = 2000
     sender_order: Annotated[
@@ -137,6 +137,8 @@ class Schedule(Section, frozen=True, kw_only=True):
     ticks_free: Annotated[
         bool, Meta(description="receiver ticks are scheduled freely instead of being tied to deliveries")
     ] = False
+    copy_lags: Annotated[bool, Meta(description="a copy out takes time: other things happen before it ends")] = False
+    staging_lags: Annotated[bool, Meta(description="staging a payload takes time, likewise")] = False
 
 
 class Time(Section, frozen=True, kw_only=True):
@@ -413,6 +415,11 @@ def _check_together(scenario: Scenario, problems: list[str]) -> None:
         problems.append(
             f"pool.blocks_by_rank: got {_shown(list(by_rank))}, expected a list of {receivers}, "
             f"a number for each of ranks.receivers"
+        )
+    if scenario.time.tombstone_ticks < scenario.time.deadline_ticks:
+        problems.append(
+            f"time.tombstone_ticks: got {scenario.time.tombstone_ticks}, expected at least time.deadline_ticks "
+            f"({scenario.time.deadline_ticks}): a tombstone must outlive every resend that it answers"
         )
     seen: list[str] = []
     for index, hazard in enumerate(scenario.variant.hazards):

@@ -26,7 +26,7 @@ from fsm.blocks import BlockRecord, Owner, PerBlock
 from fsm.messages import BlockRef, Epoch, Grant
 from sim.memo import REMEMBERED_ACTIONS, Interner, Remembered, RememberedReceiver, RememberedSender
 from sim.network import Stray
-from sim.world import Action, World
+from sim.world import Action, Copying, World
 
 Key = tuple[int, ...]
 """A state: the numbers of its components."""
@@ -40,6 +40,8 @@ def _references(value: Any, rank: int) -> Iterator[tuple[int, BlockRef]]:
     kind = type(value)
     if kind is BlockRef:
         yield rank, value
+    elif kind is Copying:
+        yield from _references(value.effect, value.rank)
     elif kind is Grant:
         for ref in value.blocks:
             yield value.receiver_rank, ref
@@ -56,6 +58,8 @@ def _renamed(value: Any, rank: int, renaming: Renaming) -> Any:
     kind = type(value)
     if kind in _LEAVES or kind is bool:
         return value
+    if kind is Copying:
+        return Copying(value[0], value[1], _renamed(value[2], value[0], renaming))
     if kind is BlockRef:
         numbers, generations = renaming[rank]
         return BlockRef(numbers[value[0]], 0 if value[1] < generations[value[0]] else 1)
@@ -138,7 +142,7 @@ class StateSpace:
             raw += known[2 * ranks : self._network]
         else:
             raw += [_number(sender, number[2 * ranks + r], now) for r, sender in enumerate(world.senders)]
-        raw += [number[self._network](world.network.save()), number[self._network + 1](world.flights)]
+        raw += [number[self._network](world.network.save()), number[self._network + 1](self._under_way())]
         if world.events or world.touched == "all":
             raw.append(number[self._network + 2](world.monitors.save()))
         else:  # no checker has seen anything
@@ -146,6 +150,9 @@ class StateSpace:
         raw.append(number[self._network + 3](self._rest()))
         self._loaded = list(raw)
         return self._canonical(raw)
+
+    def _under_way(self) -> tuple[Any, ...]:
+        return (self.world.flights, self.world.copies, self.world.stagings)
 
     def _rest(self) -> tuple[Any, ...]:
         world = self.world
@@ -248,7 +255,7 @@ class StateSpace:
             elif component == self._network:
                 world.network.load(value)
             elif component == self._network + 1:
-                world.flights = value
+                world.flights, world.copies, world.stagings = value
             elif component == self._network + 2:
                 world.monitors.load(value)
             else:

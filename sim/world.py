@@ -74,6 +74,14 @@ class Flight(NamedTuple):
     told: bool
 
 
+class Copying(NamedTuple):
+    """A copy out that is under way, on one rank, in one incarnation of its memory."""
+
+    rank: int
+    incarnation: int
+    effect: CopyOut
+
+
 class World:
     """One run. ``rules`` are those in force; ``flat`` drives the lifecycles by flat lookup; ``notes`` also records what
     is only worth reading (messages); ``arrive_any_time`` lets requests that come later come at any moment."""
@@ -132,6 +140,9 @@ class World:
         }  # fmt: skip
         self.network = Network(ranks.receivers)
         self.flights: tuple[Flight, ...] = ()
+        self.copies: tuple[Copying, ...] = ()
+        self.stagings: tuple[tuple[int, int, int], ...] = ()
+        """Payloads being staged: sender rank, its boot_id, and the room."""
         self.monitors = Monitors()
         self.events: list[Any] = []
         self.receivers = [self._new_receiver(rank, 1) for rank in self.receiver_ranks]
@@ -454,6 +465,13 @@ class World:
             self._note(how if sent else "lost", f"{who} -> {describe(effect.message)}")
 
     def _copy_out(self, rank: int, effect: CopyOut) -> None:
+        if self.scenario.schedule.copy_lags:
+            self.copies += (Copying(rank, self.incarnations[rank], effect),)
+        else:
+            self.end_copy(rank, effect)
+
+    def end_copy(self, rank: int, effect: CopyOut) -> None:
+        """A copy out has ended. What is compared is what the blocks hold now, at the very end of it."""
         request = self.receiving[effect.room, effect.epoch]
         memory = self.memories[rank]
         blocks = [ref.block for ref in effect.blocks]
@@ -525,6 +543,13 @@ class World:
         self.flights += (flight,)
 
     def _stage(self, rank: int, effect: Stage) -> None:
+        if self.scenario.schedule.staging_lags:
+            self.stagings += ((rank, self.senders[rank].boot_id, effect.room),)
+        else:
+            self.end_staging(rank, effect)
+
+    def end_staging(self, rank: int, effect: Stage) -> None:
+        """A payload is staged."""
         self._from_sender(rank, self.senders[rank].staged(effect.room, self.now))
 
     def _unstage(self, rank: int, effect: Unstage) -> None:
@@ -566,6 +591,8 @@ class World:
             and self.network.empty
             and not self.network.cut
             and not self.flights
+            and not self.copies
+            and not self.stagings
             and not self.dead_boots
             and all(receiver.resting for receiver in self.receivers)
             and all(sender.resting for sender in self.senders)
@@ -593,5 +620,9 @@ def _decisions(effects: list[Effect], agreed: Agreed) -> tuple[tuple[int, str], 
     moves = [(effect.room, effect.event) for effect in effects if type(effect) is Moved]
     if not moves:
         return ()
+    for effect in effects:
+        if type(effect) is Send and type(effect.message) is Grant and not effect.resend:
+            grant = effect.message
+            moves.append((grant.room, f"seq {grant.seq}: {grant.capacity} tokens from {grant.start}"))
     known = {room.room: room.known for room in agreed.rooms}
     return tuple([move for move in moves if move[1] != "fail" or known.get(move[0], True)])

@@ -377,6 +377,7 @@ class _Search:
 
     def _key_of(self, world: World) -> Key:
         mine, self.space.world = self.space.world, world
+        self.space.dirty()
         try:
             return self.space.save()
         finally:

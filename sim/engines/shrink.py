@@ -31,6 +31,8 @@ from sim.world import Action, World
 Progress = Callable[[int, int], None]
 """Told now and then: steps that are left, runs tried."""
 
+_ON_MESSAGES = ("duplicate", "delay", "drop", "poison", "heartbeat_loss")
+
 
 class _Move(NamedTuple):
     """One step of a candidate: what to do, and the answers to give."""
@@ -59,6 +61,7 @@ class _Shrinker:
             before = len(self.best.steps)
             self._fewer_steps()
             shorter = len(self.best.steps) < before
+        self._fewer_faults()
         self._smaller_answers()
         self._unused_budgets()
 
@@ -86,6 +89,14 @@ class _Shrinker:
             if size == 1:
                 return
             size //= 2
+
+    def _fewer_faults(self) -> None:
+        """A message that need not be lost, doubled, held back or spoilt is simply delivered."""
+        for at in range(len(self.best.steps)):
+            moves = _moves(self.best.steps)
+            if at < len(moves) and moves[at].action[0] in _ON_MESSAGES:
+                moves[at] = _Move(("deliver", moves[at].action[1]), ())
+                self._keep(moves, shorter=False)
 
     def _smaller_answers(self) -> None:
         at = 0

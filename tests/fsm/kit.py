@@ -341,6 +341,43 @@ def wait_in(state: str, now: float = 0) -> Receiver:
     return who
 
 
+def ready(total: int = 20, now: float = 0, room: int = 1, **config: Any) -> Sender:
+    """A sender whose request is staged, registered and offered."""
+    who = sender(**config)
+    who.submit(room, total, now)
+    who.staged(room, now)
+    for rank in who.config.receiver_ranks:
+        who.receive(register(room, ranks=(who.config.rank, rank)), now)
+    return who
+
+
+def write_out(who: Sender, message: Grant, now: float = 0) -> list[Effect]:
+    """The grant arrives and its write ends: the effects of the end."""
+    who.receive(message, now)
+    return who.sent(message.room, message.epoch, message.receiver_rank, message.seq, now)
+
+
+def lane_of(who: Sender, room: int = 1, rank: int = 0) -> Lane:
+    return who.rooms[room].lanes[rank]
+
+
+def refusal(effects: list[Effect]) -> tuple[NackCode, str, int]:
+    """Code, kind and seq of the one NACK that these effects are."""
+    (message,) = sent(effects)
+    assert len(effects) == 1 and isinstance(message, Nack)
+    assert (message.boot_id, message.detail) == (11, "")
+    return message.code, message.about, message.seq
+
+
+def parked() -> Sender:
+    """A sender that has an early grant and is not staged."""
+    who = sender()
+    who.submit(1, 20, 0)
+    who.receive(register(), 0)
+    assert who.receive(grant(), 2) == []
+    return who
+
+
 class Wire:
     """Receiver ranks and sender ranks, and everything between them, in the order in which it was sent.
 

@@ -127,24 +127,42 @@ def test_i2_pieces_that_tile_the_whole() -> None:
 
 
 def test_i2_too_little() -> None:
-    assert shown(delivered(0, 8), finished()) == [Violation("I2", "room 1 rank 0 ended in Success with 8 of 20 tokens")]
-    assert shown(finished()) == [Violation("I2", "room 1 rank 0 ended in Success with 0 of 20 tokens")]
+    assert shown(delivered(0, 8), finished()) == [Violation("I2", "room 1 rank 0 ended in Success with [0, 8) of [0, 20)")]
+    assert shown(finished()) == [Violation("I2", "room 1 rank 0 ended in Success with nothing of [0, 20)")]
 
 
 def test_i2_too_much() -> None:
     assert shown(delivered(0, 21), finished()) == [
-        Violation("I2", "room 1 rank 0 ended in Success with 21 of 20 tokens")
+        Violation("I2", "room 1 rank 0 ended in Success with [0, 21) of [0, 20)")
     ]
 
 
-def test_i2_a_gap_and_an_overlap() -> None:
-    gap = "tokens [9, 20) were delivered after [0, 8)"
+def test_i2_copies_may_end_in_any_order() -> None:
+    assert shown(delivered(8, 8), delivered(0, 8), delivered(16, 4), finished()) == []
+
+
+def test_i2_a_gap() -> None:
     assert shown(delivered(0, 8), delivered(9, 11), finished()) == [
-        Violation("I2", f"room 1 rank 0 ended in Success with wrong content: {gap}")
+        Violation("I2", "room 1 rank 0 ended in Success with [0, 8) [9, 20) of [0, 20)")
     ]
-    again = "tokens [0, 20) were delivered after [0, 8)"
-    assert shown(delivered(0, 8), delivered(0, 20), finished()) == [
-        Violation("I2", f"room 1 rank 0 ended in Success with wrong content: {again}")
+    assert shown(delivered(1, 19), finished()) == [
+        Violation("I2", "room 1 rank 0 ended in Success with [1, 20) of [0, 20)")
+    ]
+
+
+def test_i2_tokens_that_come_twice() -> None:
+    for again, text in (((0, 20), "[0, 20)"), ((7, 13), "[7, 20)")):
+        assert shown(delivered(0, 8), delivered(*again), finished()) == [
+            Violation(
+                "I2",
+                f"room 1 rank 0 ended in Success with wrong content: tokens {text} were delivered though [0, 8) had been",
+            )
+        ]
+    assert shown(delivered(12, 8), delivered(0, 13), delivered(3, 1), finished()) == [
+        Violation(
+            "I2",
+            "room 1 rank 0 ended in Success with wrong content: tokens [0, 13) were delivered though [12, 20) had been",
+        )
     ]
 
 
@@ -173,7 +191,7 @@ def test_i2_every_rank_room_and_epoch_by_itself() -> None:
         == []
     )
     assert shown(delivered(0, 20), finished(rank=1)) == [
-        Violation("I2", "room 1 rank 1 ended in Success with 0 of 20 tokens")
+        Violation("I2", "room 1 rank 1 ended in Success with nothing of [0, 20)")
     ]
 
 

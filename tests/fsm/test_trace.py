@@ -64,6 +64,12 @@ def test_a_file_is_written_and_read_back(tmp_path: Path) -> None:
     assert read_trace(file) == TRACE
 
 
+def test_a_line_ends_where_json_lines_end_and_nowhere_else(tmp_path: Path) -> None:
+    odd = Trace(HEADER, (Step(("tick",), "a\u2028b\x85c\x0bd\r\ne"),), ENDING)
+    write_trace(odd, tmp_path / "odd.jsonl")
+    assert read_trace(tmp_path / "odd.jsonl") == odd
+
+
 def test_a_pick_is_read_back_as_a_pick() -> None:
     """A list of three would compare equal to nothing."""
     picks = parse_trace(lines()).steps[1].picks

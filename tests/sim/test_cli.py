@@ -12,7 +12,7 @@ import pytest
 import typer
 
 from fsm.lifecycle import RECEIVER_TABLE, SENDER_TABLE
-from fsm.trace import read_trace
+from sim.trace_file import read_trace
 from sim import cli, cli_common, cli_run, cli_tools, cli_zoo, progress, zoo
 from sim.engines.result import Result
 from sim.zoo_table import FAMILIES, Row, zoo_jobs
