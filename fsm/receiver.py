@@ -12,6 +12,7 @@ oldest first (R6); then resends, expiries and heartbeats (R3, R8, R9).
 
 from __future__ import annotations
 
+from operator import itemgetter
 from typing import Any, Final, TypeAlias
 
 from fsm import kernel
@@ -35,6 +36,7 @@ _UNLIMITED = 1 << 62
 Candidate: TypeAlias = tuple[ReceiverRoom, AgreedRoom]
 """A request that wants blocks, as it is here and as all ranks see it."""
 _FIRST = FirstChoice()
+_first = itemgetter(0)
 
 
 def no_headers(block: int) -> int:
@@ -391,14 +393,12 @@ class Receiver(FactKeeper):
             if room.pending is not None and now_s >= room.resend_at:
                 room.resend_at = now_s + timing.resend_s
                 self._out.append(Send(room.pending, resend=True))
-        due = [key for key, tombstone in self.tombstones.items() if tombstone.due(now_s)]
-        for key in sorted(due):  # by name, not by age: who was loaded must do the same as who ran
-            tombstone = self.tombstones[key]
-            if tombstone.expired(now_s):
-                del self.tombstones[key]
-            elif tombstone.abort is not None:
-                tombstone.resend_at = now_s + timing.resend_s
-                self._out.append(Send(tombstone.abort, resend=True))
+        for key in [key for key, tombstone in self.tombstones.items() if tombstone.expired(now_s)]:
+            del self.tombstones[key]
+        due = [(key, t.abort) for key, t in self.tombstones.items() if t.abort and now_s >= t.resend_at]
+        for key, abort in sorted(due, key=_first):  # by name, not by age: who was loaded must do as who ran
+            self.tombstones[key].resend_at = now_s + timing.resend_s
+            self._out.append(Send(abort, resend=True))
         if timing.heartbeat_s and now_s >= self.heartbeat_at:
             self.heartbeat_at = now_s + timing.heartbeat_s
             self._out.append(Send(Heartbeat(self.boot_id, self.config.sender_rank, self.config.rank)))
@@ -417,7 +417,7 @@ class Receiver(FactKeeper):
 
     @property
     def resting(self) -> bool:
-        """Whether no request that has ended still awaits anything: an acknowledgement, a proof, the end of a copy."""
+        """Whether no request that has ended still awaits an acknowledgement, a proof or the end of a copy."""
         return not any(tombstone.abort or tombstone.holds_blocks for tombstone in self.tombstones.values())
 
     def save(self, now_s: float) -> tuple[Any, ...]:

@@ -150,10 +150,6 @@ class Tombstone:
         """R8: whether it may go."""
         return now_s >= self.expires_at and not self.holds_blocks
 
-    def due(self, now_s: float) -> bool:
-        """Whether a tick at ``now_s`` has anything to do here."""
-        return self.expired(now_s) or (self.abort is not None and now_s >= self.resend_at)
-
     def save(self, now_s: float) -> tuple[Any, ...]:
         """As for a room; times relative to ``now_s``. If it awaits nothing, only its name matters."""
         expires = max(self.expires_at - now_s, 0)

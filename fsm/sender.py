@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 from fsm import kernel
@@ -37,6 +38,8 @@ from fsm.rules import PROTOCOL, GrantKind, Rules
 from fsm.sender_room import Lane, LaneKey, LaneTombstone, SenderRoom
 from fsm.states import State
 from fsm.timing import Timing
+
+_first = itemgetter(0)
 
 
 @dataclass(frozen=True)
@@ -202,14 +205,12 @@ class Sender:
                 elif lane.pending is not None and now_s >= lane.resend_at:
                     lane.resend_at = now_s + timing.resend_s
                     self._out.append(Send(lane.pending, resend=True))
-        due = [key for key, tombstone in self.tombstones.items() if tombstone.due(now_s)]
-        for key in sorted(due):  # by name, not by age: who was loaded must do the same as who ran
-            tombstone = self.tombstones[key]
-            if now_s >= tombstone.expires_at:
-                del self.tombstones[key]
-            elif tombstone.abort is not None:
-                tombstone.resend_at = now_s + timing.resend_s
-                self._out.append(Send(tombstone.abort, resend=True))
+        for key in [key for key, tombstone in self.tombstones.items() if now_s >= tombstone.expires_at]:
+            del self.tombstones[key]
+        due = [(key, t.abort) for key, t in self.tombstones.items() if t.abort and now_s >= t.resend_at]
+        for key, abort in sorted(due, key=_first):  # by name, not by age: who was loaded must do as who ran
+            self.tombstones[key].resend_at = now_s + timing.resend_s
+            self._out.append(Send(abort, resend=True))
         if timing.heartbeat_s and now_s >= self.heartbeat_at:
             self.heartbeat_at = now_s + timing.heartbeat_s
             for rank in self.config.receiver_ranks:

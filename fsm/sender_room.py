@@ -131,10 +131,6 @@ class LaneTombstone:
         self.expires_at = expires_at
         self.resend_at = expires_at
 
-    def due(self, now_s: float) -> bool:
-        """Whether a tick at ``now_s`` has anything to do here."""
-        return now_s >= self.expires_at or (self.abort is not None and now_s >= self.resend_at)
-
     def save(self, now_s: float) -> tuple[Any, ...]:
         """As for a lane; times relative to ``now_s``."""
         resend = self.resend_at - now_s if self.abort is not None else 0

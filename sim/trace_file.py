@@ -19,4 +19,4 @@ def read_trace(path: Path) -> Trace:
         text = path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise LocalError(f"{path}: cannot be read: {error}") from None
-    return parse_trace(text.splitlines(), source=str(path))
+    return parse_trace(text.split("\n"), source=str(path))

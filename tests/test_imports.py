@@ -268,7 +268,7 @@ main()
 
 @pytest.mark.parametrize(
     "arguments",
-    [("--help",), ("diagram", "receiver"), ("simulate", "--runs", "2", "--jobs", "1", "--seed", "1")],
+    [("--help",), ("diagram", "receiver"), ("simulate", "watermark", "--runs", "20", "--jobs", "1", "--seed", "1")],
     ids=lambda arguments: str(arguments[0]),
 )
 def test_sim_runs_without_torch(arguments: tuple[str, ...]) -> None:

@@ -106,12 +106,14 @@ class _Graph:
 
 @dataclass
 class _Stop:
-    """Why a search ended before its end: a violation in the last action, or a bound."""
+    """Why a search ended: a violation (in the action ``last``, or in state ``number`` as such), a bound, or its end.
+    ``complete``: every state was expanded."""
 
     violation: Violation | None = None
     number: int = 0
     last: tuple[Action, tuple[Pick, ...]] | None = None
     bound: str = ""
+    complete: bool = False
 
 
 def new_world(scenario: Scenario, *, notes: bool = False) -> World:
@@ -138,7 +140,6 @@ def check(
     states_max = states_max or STATES_MAX
     search = _Search(scenario, only, states_max, started + time_max_s if time_max_s else None, progress, clock)
     stop = search.run()
-    exhausted = not stop.bound and (stop.violation is None or stop.last is None)
     found = search.found(stop) if stop.violation is not None else None
     bounds: dict[str, Any] = {"states_max": states_max}
     if time_max_s:
@@ -150,7 +151,7 @@ def check(
     trace = found.trace if found else search.witness()
     return Result(
         verdict=verdict,
-        coverage="exhausted" if exhausted else "bounded",
+        coverage="exhausted" if stop.complete else "bounded",
         states=len(graph.keys),
         transitions=graph.transitions,
         depth=search.depth,
@@ -304,8 +305,8 @@ class _Search:
             if not reached:
                 violation = self._lost(number)
                 if self._broken([violation]):
-                    return _Stop(violation, number)
-        return _Stop()
+                    return _Stop(violation, number, complete=True)
+        return _Stop(complete=True)
 
     def _lost(self, number: int) -> Violation:
         self.space.load(self.graph.keys[number])

@@ -1,8 +1,8 @@
 """A trace run again, strictly.
 
 A trace fits if, at every step, its action is one that the world offers there, means the same in words, asks for just
-the choices that the trace holds, and breaks nothing before the last step; and if then the property that the trace
-names is broken and the digest is the one that it ends with. Whatever does not fit is an error that names the step: a
+the choices that the trace holds, and breaks the property that the trace names at the last step and not before (a search for
+one property passes by others); and if then the digest is the one that it ends with. Whatever does not fit is an error that names the step: a
 run that is almost the same is never passed off as the same.
 
 The digest covers every event of the run, so it also says that the code behind the steps still does what it did.
@@ -86,8 +86,9 @@ def replay(trace: Trace, *, notes: bool = True) -> Replayed:
 
 def _steps(world: World, trace: Trace) -> Iterator[ReplayedStep]:
     for number, step in enumerate(trace.steps, start=1):
-        if world.monitors.violations:
-            raise LocalError(f"step {number - 1}: breaks {_names(world.monitors.violations)}, and the trace goes on")
+        broken = _ending(world.monitors.violations, trace)
+        if broken:
+            raise LocalError(f"step {number - 1}: breaks {_names(broken)}, and the trace goes on")
         course = actions.enabled(world) + actions.faults(world)
         if step.action not in course:
             raise LocalError(f"step {number}: {step.text or step.action} cannot be done here{_nearest(course, step)}")
@@ -101,6 +102,12 @@ def _steps(world: World, trace: Trace) -> Iterator[ReplayedStep]:
         except LocalError as error:
             raise LocalError(f"step {number}: {text}: {error}") from error
         yield ReplayedStep(number, step, world.events)
+
+
+def _ending(violations: list[Violation], trace: Trace) -> list[Violation]:
+    """Those violations that should be the end of a trace."""
+    wanted = trace.ending.property
+    return [violation for violation in violations if not wanted or violation.property == wanted]
 
 
 def _nearest(course: list[Any], step: Step) -> str:
@@ -121,18 +128,18 @@ def _verdict(world: World, trace: Trace) -> tuple[Violation, ...]:
     wanted, last = trace.ending.property, len(trace.steps)
     violations = list(world.monitors.violations)
     over = is_over(world, actions.enabled(world))
-    if over and not violations:
-        broken = judge_end(world)
-        violations += [broken] if broken is not None else []
-    names = [violation.property for violation in violations]
-    if wanted in LIVENESS and not violations and not over:
-        return (Violation(wanted, trace.ending.text),)
-    if wanted and wanted not in names:
+    if not _ending(violations, trace):
+        judged = judge_end(world) if over else None
+        if wanted in LIVENESS and not over:
+            judged = Violation(wanted, trace.ending.text)
+        violations += [judged] if judged is not None else []
+    broken = _ending(violations, trace)
+    if wanted and not broken:
         found = f"{_names(violations)} is" if violations else "nothing is"
         raise LocalError(f"step {last}: the trace ends with {wanted} broken; here {found}")
     if not wanted and violations:
         raise LocalError(f"step {last}: the trace ends with nothing broken; here {_names(violations)} is")
-    return tuple(violations)
+    return (*broken, *[violation for violation in violations if violation not in broken])
 
 
 def scenario_data(scenario: Scenario) -> dict[str, Any]:

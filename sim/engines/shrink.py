@@ -137,7 +137,7 @@ class _Shrinker:
             world = world_of(self.best.header, scenario)
             run = _Lenient(world)
             for move in moves:
-                if world.monitors.violations:
+                if self._broken(world):
                     break
                 run.step(move)
             violation = self._end(run)
@@ -151,17 +151,19 @@ class _Shrinker:
 
     def _end(self, run: _Lenient) -> Violation | None:
         """The violation that is looked for, at the end of a candidate."""
-        world = run.world
-        if self.property in LIVENESS and not world.monitors.violations:
+        if self.property in LIVENESS and not self._broken(run.world):
             return self._complete(run)
-        world.audit()
+        run.world.audit()
+        return self._broken(run.world)
+
+    def _broken(self, world: World) -> Violation | None:
         return next((found for found in world.monitors.violations if found.property == self.property), None)
 
     def _complete(self, run: _Lenient) -> Violation | None:
         """Let everything else happen, without faults; judge what is left then."""
         world = run.world
         ticks_end = world.ticks + world.scenario.schedule.ticks_max
-        while not world.monitors.violations:
+        while not self._broken(world):
             course = actions.enabled(world)
             if is_over(world, course):
                 broken = judge_end(world)
@@ -169,7 +171,7 @@ class _Shrinker:
             if len(run.steps) > len(self.best.steps) or world.ticks > ticks_end:
                 return None
             run.step(_Move(("heal",) if ("heal",) in course else course[0], ()))
-        return next((found for found in world.monitors.violations if found.property == self.property), None)
+        return self._broken(world)
 
 
 class _Lenient:

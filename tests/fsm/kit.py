@@ -391,6 +391,7 @@ class Wire:
         self.queue: list[tuple[bool, int, Message]] = []
         self.log: list[Effect] = []
         self.delivered: list[tuple[bool, int, Message]] = []
+        self.copies: list[tuple[int, CopyOut]] = []
         self.hold_writes = False
         self.writes: list[tuple[int, Write]] = []
         self.between: Callable[[], None] = lambda: None
@@ -411,6 +412,7 @@ class Wire:
             if isinstance(effect, Send):
                 self.queue.append((False, rank, effect.message))
             elif isinstance(effect, CopyOut):
+                self.copies.append((rank, effect))
                 copied = self.receivers[rank].copied(effect.room, effect.epoch, effect.seq, effect.start + 5, self.now)
                 self.from_receiver(rank, copied)
 

@@ -401,3 +401,17 @@ def test_r7_a_failure_that_was_seen_before_is_kept() -> None:
     who.abort(1)
     who.rank_lost(2)
     assert who.rooms[1].failure == Reason.ABORTED
+
+
+# --- whether anything is still awaited -----------------------------------------------------------------------
+
+
+def test_a_receiver_rests_when_its_tombstones_await_nothing() -> None:
+    who = wait_in("landed")
+    assert who.resting
+    fail(who)
+    assert not who.resting
+    who.receive(abort_ack(), 1)
+    assert not who.resting, "the copy has not ended"
+    who.copied(1, E1, 0, 0, 1)
+    assert who.resting

@@ -11,8 +11,8 @@ from fsm.effects import Effect, Ended, Moved, Send, Unstage, Write
 from fsm.errors import LocalError
 from fsm.messages import Abort, AbortAck, Epoch, Heartbeat, Nack, NackCode, Offer
 from fsm.rules import PROTOCOL
-from fsm.sender import Sender
-from fsm.sender_room import LaneKey
+from fsm.sender import Sender, _epoch
+from fsm.sender_room import Lane, LaneKey
 from fsm.states import State
 from tests.fsm.kit import (
     BOOT,
@@ -479,3 +479,17 @@ def test_the_next_timer_is_the_first_of_all() -> None:
     assert who.next_timer_s() == 110
     who.receive(abort(), 104)
     assert who.next_timer_s() == 110, "a lane that has ended has no deadline"
+
+
+def test_a_sender_rests_when_its_aborts_are_acknowledged() -> None:
+    who = wait_in("offered")
+    assert who.resting
+    who.abort(1, 0)
+    assert not who.resting
+    who.receive(AbortAck(1, E1, 0, 0, BOOT, -1), 0)
+    assert who.resting
+
+
+def test_a_lane_without_an_epoch_is_never_spoken_for() -> None:
+    with pytest.raises(LocalError, match=r"^a lane that no receiver registered has no epoch$"):
+        _epoch(Lane(0, 0))

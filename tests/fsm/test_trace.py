@@ -18,9 +18,8 @@ from fsm.trace import (
     TraceHeader,
     dump_trace,
     parse_trace,
-    read_trace,
-    write_trace,
 )
+from sim.trace_file import read_trace, write_trace
 
 HEADER = TraceHeader(TRACE_VERSION, "simulate", {"pool": {"blocks": 2}}, "transitions", 7, "resumark simulate --seed 7")
 STEPS = (

@@ -362,7 +362,9 @@ SCENARIOS = st.builds(
     ranks=drawn(RankCounts),
     variant=drawn(Variant),
     schedule=drawn(Schedule),
-    time=drawn(Time),
+    time=drawn(Time).map(
+        lambda time: msgspec.structs.replace(time, tombstone_ticks=max(time.tombstone_ticks, time.deadline_ticks))
+    ),
     payload=drawn(Payload),
     faults=drawn(Faults),
 )
@@ -441,3 +443,10 @@ def test_every_built_in_scenario_is_valid_and_packaged_beside_the_module() -> No
     assert EXAMPLE.name in [file.name for file in files]
     for file in files:
         load_scenario(file)
+
+
+def test_a_tombstone_must_outlive_the_deadline() -> None:
+    text = "[time]\ndeadline_ticks = 50\ntombstone_ticks = 49\n"
+    with pytest.raises(ScenarioError, match=r"time.tombstone_ticks: got 49, expected at least time.deadline_ticks \(50\)"):
+        load_scenario(text)
+    assert load_scenario(text.replace("49", "50")).time.tombstone_ticks == 50
