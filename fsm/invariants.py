@@ -31,17 +31,17 @@ from fsm.messages import Epoch
 from fsm.states import TERMINAL, State
 
 PROPERTIES: dict[str, str] = {
-    "I1": "no byte is written to a block that is not granted to, or quarantined on account of, that grant",
-    "I2": "at Success the landed ranges tile the request exactly once, and what is delivered is the source",
-    "I3": "no block has two owners, and free + owned + quarantined = pool",
-    "I4": "terminal states are absorbing within an epoch",
-    "I5": "the watermark is monotone and never ahead of the bytes that have landed",
-    "I6": "no start is granted under two seqs by a receiver, no seq is executed twice by a sender",
-    "I7": "all ranks take the same decisions at the same tick",
-    "I8": "a duplicated message changes no state",
-    "L1": "every request ends, and with no fault it ends in Success",
-    "L2": "when all have ended, no block is owned or quarantined and only tombstones are left",
-    "L3": "no grant 0 is given while a request that holds data waits for blocks and blocks are free",
+    "I1": "bytes land only in blocks that are open to their grant: granted to it, or in quarantine because of it",
+    "I2": "a request that succeeds was delivered whole, each token once, and equal to its source",
+    "I3": "every block is free or has exactly one owner; none is lost, none counted twice",
+    "I4": "what has ended stays ended, within an epoch",
+    "I5": "the watermark never falls, and never runs ahead of the bytes in memory",
+    "I6": "a receiver grants a start under one seq only, and a sender executes a seq once",
+    "I7": "in one tick all ranks decide alike",
+    "I8": "a message that comes twice does nothing the second time",
+    "L1": "every request ends; undisturbed, it ends in Success",
+    "L2": "when all is over, every block is free and nothing but tombstones remains",
+    "L3": "no newcomer gets its first grant while somebody with data waits for blocks that are there",
 }
 """Every property by name, in words."""
 

@@ -330,6 +330,35 @@ def _refusal(data: bytes, error: Exception) -> RemoteError:
     return RemoteError(f"malformed {kind}: {error}", room=room)
 
 
+class _AnyRoomMessage(Struct, gc=False):
+    """As much of a refused message as its refusal must name."""
+
+    kind: Name
+    room: Room
+    epoch: Epoch
+    sender_rank: Rank
+    receiver_rank: Rank
+
+
+_ANY_ROOM_MESSAGE: Final = msgspec.msgpack.Decoder(_AnyRoomMessage)
+
+
+def nack_for(data: bytes, error: RemoteError, *, boot_id: int) -> Nack | None:
+    """The NACK that answers bytes which :func:`decode` refused with ``error``, from the process ``boot_id``.
+
+    ``None`` if the bytes do not say whom it would concern (room, epoch and both ranks are needed), or if they were
+    themselves an answer: a NACK and an ABORT_ACK are never answered, of whatever version they are.
+    """
+    envelope = _attempt(_ANY_ENVELOPE, data)
+    about = _attempt(_ANY_ROOM_MESSAGE, envelope.message) if envelope is not None else None
+    if about is None or about.kind in ("NACK", "ABORT_ACK"):
+        return None
+    return Nack(
+        about.room, about.epoch, about.sender_rank, about.receiver_rank, NackCode(error.code), about.kind,
+        boot_id=boot_id, detail=str(error)[:TEXT_MAX],
+    )  # fmt: skip
+
+
 _T = TypeVar("_T")
 
 

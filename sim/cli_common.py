@@ -23,10 +23,10 @@ from rich.console import Console
 from fsm.errors import LocalError, ResumarkError
 from fsm.invariants import LIVENESS, PROPERTIES
 from fsm.trace import Trace
-from sim.trace_file import write_trace
 from sim import zoo
 from sim.engines.result import EXIT_LIVENESS, EXIT_SAFETY, EXIT_USAGE, Result
 from sim.scenario import Scenario, load_scenario, validate_scenario
+from sim.trace_file import write_trace
 
 EXIT_INTERRUPTED = 130
 """Stopped from the keyboard, as shells count it."""

@@ -11,7 +11,6 @@ import typer
 from rich.console import Console
 
 from fsm.trace import Trace
-from sim.trace_file import read_trace
 from sim import render
 from sim.cli_common import (
     JsonOption,
@@ -29,6 +28,7 @@ from sim.cli_view import StepView, views_of
 from sim.engines.replay import replay, scenario_of
 from sim.engines.shrink import shrink
 from sim.progress import Bar, bar
+from sim.trace_file import read_trace
 
 TraceArgument = Annotated[Path, typer.Argument(metavar="TRACE", help="A trace file.", show_default=False)]
 

@@ -2,8 +2,9 @@
 
 A receiver's step is a function of its state and of what it is given, and nothing else: that is what sans I/O means.
 An exhaustive search meets the same few thousand states of a process in millions of states of the world, so a step that
-was computed once, on the real object, is looked up from then on. Steps that made a choice are not remembered, nor, under
-an allocator that chooses among blocks, steps that took blocks: what it may choose depends on more than the process.
+was computed once, on the real object, is looked up from then on. Steps that made a choice are not remembered, nor,
+under an allocator that chooses among blocks, steps that took blocks: what it may choose depends on more than the
+process.
 """
 
 from __future__ import annotations
@@ -223,8 +224,7 @@ class RememberedReceiver(Remembered):
 
 
 REMEMBERED_ACTIONS = (
-    "deliver", "stray", "duplicate", "delay", "drop", "heartbeat_loss", "land", "told", "vanish", "copied", "staged", "tick",
-    "abort",
-    "sender_abort", "heal",
+    "deliver", "stray", "duplicate", "delay", "drop", "heartbeat_loss", "land", "told", "vanish", "copied", "staged",
+    "tick", "abort", "sender_abort", "heal",
 )  # fmt: skip
 """Actions in which nothing is asked of a process but what is remembered; all others are done on the real objects."""

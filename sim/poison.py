@@ -12,8 +12,8 @@ from fsm.messages import Epoch, Grant, Message, Offer, Status, decode, encode
 def spoil(message: Message, choices: Choices) -> Message | None:
     """The message as it arrives, spoilt in one of three ways; ``None`` if the codec refuses what is left of it.
 
-    Cut short, it must be refused as a :class:`RemoteError`. With a foreign epoch or a wrong number it decodes, and it is
-    for the protocol to see through it. Where the blocks lie is never altered: a network that can name any block
+    Cut short, it must be refused as a :class:`RemoteError`. With a foreign epoch or a wrong number it decodes, and it
+    is for the protocol to see through it. Where the blocks lie is never altered: a network that can name any block
     can overwrite it, and no protocol helps.
     """
     way = choices.pick(3, "poison")

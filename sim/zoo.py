@@ -209,10 +209,8 @@ def all_lanes(sender: Any, room: SenderRoom, lane: Lane, grant: Grant) -> list[t
         if other is not lane and other.state == State.RESUMING and isinstance(other.notes, Grant):
             old = other.notes
             served.append(
-                (other, Grant(
-                    old.room, old.epoch, old.sender_rank, old.receiver_rank, grant.seq, grant.start, grant.capacity, old.blocks, old.sender_boot_id
-                ))
-            )  # fmt: skip
+                (other, msgspec.structs.replace(old, seq=grant.seq, start=grant.start, capacity=grant.capacity))
+            )
     return served
 
 
@@ -292,9 +290,17 @@ def keep_none(available_blocks: int) -> int:
     return available_blocks
 
 
-def _detector(name: str, mistake: str, shows: str, expected: tuple[str, ...], *, off: tuple[str, ...] = (),
-              scenarios: tuple[str, ...] = (), hidden: dict[str, tuple[str, ...]] | None = None,
-              **replaces: Any) -> Variant:  # fmt: skip
+def _detector(
+    name: str,
+    mistake: str,
+    shows: str,
+    expected: tuple[str, ...],
+    *,
+    off: tuple[str, ...] = (),
+    scenarios: tuple[str, ...] = (),
+    hidden: dict[str, tuple[str, ...]] | None = None,
+    **replaces: Any,
+) -> Variant:
     rules = {"table": FIVE, **replaces}
     return Variant(name, "detector", mistake, shows, expected, rules, off, scenarios, hidden or {})
 
@@ -302,76 +308,229 @@ def _detector(name: str, mistake: str, shows: str, expected: tuple[str, ...], *,
 DETECTORS: dict[str, Variant] = {
     variant.name: variant
     for variant in (
-        Variant("watermark", "detector", "none: R1 and R2, on the six-state table", "everything", (), {},
-                scenarios=("watermark",)),
-        _detector("watermark-five", "none: R1 and R2 hold on the historical table too", "everything", (),
-                  scenarios=("watermark",)),
-        _detector("none", "acts on every poll that says Transferring", "several grants", ("I6",),
-                  detect=detect_always, remember=remember_flag),
-        _detector("flag", "a boolean, set at the first resume", "several grants", ("L1",),
-                  detect=detect_flag, remember=remember_flag),
-        _detector("indices-after", "skips if the block list equals the one recorded after the last allocation",
-                  "several grants, any reuse", ("L1",), detect=detect_blocks_changed, remember=remember_blocks_after),
-        _detector("indices-before", "the same, recorded before the allocation", "disjoint blocks; the same again",
-                  ("I6", "L1"), detect=detect_blocks_changed, remember=remember_blocks_before,
-                  scenarios=("indices-before-disjoint", "indices-before-same"), hidden={"L1": ("lifo",)}),
-        _detector("generation", "a counter raised by each resume, compared with the last one processed",
-                  "several grants", ("I6",), detect=detect_generation, remember=remember_generation),
-        _detector("sent-accumulate", "previous + length, the length read from the buffer at each poll",
-                  "header 0; another's old header", ("L1", "I2"), progress=progress_by_length, read_guard=read_by_length,
-                  claim=claim_unlanded, header_clearing=no, start_check=any_start,
-                  off=("R4 header clearing", "R3 the sender's start check", "R5 only landed blocks are read"),
-                  scenarios=("sent-accumulate-fresh", "sent-accumulate-stale")),
-        _detector("sent-cached", "progress is read once and cached", "several grants", ("L1",), progress=progress_cached),
+        Variant(
+            "watermark",
+            "detector",
+            "none: R1 and R2, on the six-state table",
+            "everything",
+            (),
+            {},
+            scenarios=("watermark",),
+        ),
+        _detector(
+            "watermark-five",
+            "none: R1 and R2 hold on the historical table too",
+            "everything",
+            (),
+            scenarios=("watermark",),
+        ),
+        _detector(
+            "none",
+            "every poll that finds Transferring asks for more",
+            "several grants",
+            ("I6",),
+            detect=detect_always,
+            remember=remember_flag,
+        ),
+        _detector(
+            "flag",
+            "a flag goes up at the first resume and never comes down",
+            "several grants",
+            ("L1",),
+            detect=detect_flag,
+            remember=remember_flag,
+        ),
+        _detector(
+            "indices-after",
+            "waits while the block list is the one that the last allocation gave",
+            "several grants, any reuse",
+            ("L1",),
+            detect=detect_blocks_changed,
+            remember=remember_blocks_after,
+        ),
+        _detector(
+            "indices-before",
+            "waits while the block list is the one held before the last allocation",
+            "disjoint blocks; the same again",
+            ("I6", "L1"),
+            detect=detect_blocks_changed,
+            remember=remember_blocks_before,
+            scenarios=("indices-before-disjoint", "indices-before-same"),
+            hidden={"L1": ("lifo",)},
+        ),
+        _detector(
+            "generation",
+            "each resume raises a counter, and a counter that has risen calls for a resume",
+            "several grants",
+            ("I6",),
+            detect=detect_generation,
+            remember=remember_generation,
+        ),
+        _detector(
+            "sent-accumulate",
+            "adds up lengths that every poll reads from a buffer header",
+            "header 0; another's old header",
+            ("L1", "I2"),
+            progress=progress_by_length,
+            read_guard=read_by_length,
+            claim=claim_unlanded,
+            header_clearing=no,
+            start_check=any_start,
+            off=("R4 header clearing", "R3 the sender's start check", "R5 only landed blocks are read"),
+            scenarios=("sent-accumulate-fresh", "sent-accumulate-stale"),
+        ),
+        _detector(
+            "sent-cached", "believes for ever what it read once", "several grants", ("L1",), progress=progress_cached
+        ),
     )
-}  # fmt: skip
+}
 """Detectors by name; all but ``watermark`` itself run on the five-state table."""
 
 
-def _hazard(name: str, mistake: str, shows: str, expected: tuple[str, ...], *, off: tuple[str, ...] = (),
-            scenarios: tuple[str, ...] = (), hidden: dict[str, tuple[str, ...]] | None = None,
-            **replaces: Any) -> Variant:  # fmt: skip
+def _hazard(
+    name: str,
+    mistake: str,
+    shows: str,
+    expected: tuple[str, ...],
+    *,
+    off: tuple[str, ...] = (),
+    scenarios: tuple[str, ...] = (),
+    hidden: dict[str, tuple[str, ...]] | None = None,
+    **replaces: Any,
+) -> Variant:
     return Variant(name, "hazard", mistake, shows, expected, replaces, off, scenarios, hidden or {})
 
 
 HAZARDS: dict[str, Variant] = {
     variant.name: variant
     for variant in (
-        _hazard("free-then-alloc", "frees the old blocks, gets no new ones, frees the old again", "a refusal", ("I3",),
-                free=free_and_remember, starved=free_again),
-        _hazard("alloc-before-free", "holds the old blocks while waiting for new ones", "the whole pool granted at once",
-                ("L1",), copy_when_landed=copy_after_grant, hidden={"L1": ("stingy",)}),
-        _hazard("all-or-nothing", "insists on blocks for the whole remainder", "a pool smaller than the remainder", ("L1",),
-                wanted=everything, take=all_or_none),
-        _hazard("max-progress", "ranks agree on the MAX of progress", "two ranks, one STATUS late", ("I2",),
-                fold_progress=max_progress, start_check=any_start, off=("R3 the sender's start check",)),
-        _hazard("first-rank-triggers", "the sender serves all ranks when the first asks", "two ranks, one GRANT late",
-                ("I1",), lanes_served=all_lanes, executed=keep_grant),
-        _hazard("no-grant-seq", "a duplicated resume is executed twice", "one duplicate", ("I6", "I1"),
-                grant_kind=always_next, start_check=any_start, off=("R3 the sender's start check",),
-                scenarios=("no-grant-seq", "no-grant-seq")),
-        _hazard("free-without-quiescence", "an abort frees blocks while a write is under way", "one abort, two requests",
-                ("I1",), settle=free_at_once),
-        _hazard("late-status", "a status after the room was cleared revives it", "two requests on one room", ("I4",),
-                unmatched=revive, off=("R8 the epoch check", "R8 the tombstone")),
-        _hazard("floor-start", "an unaligned resume starts at the block's first token", "a grant that is no multiple of the block",
-                ("I2",), source_start=floor_source, hidden={"I2": ("stingy",)}),
-        _hazard("plane-major-mrope", "positions are stored 3 x n inside a block", "a partly filled block", ("I2",),
-                position_written=plane_major_write, position_read=plane_major_read),
-        _hazard("stale-header", "headers survive a free: an amplifier, harmless alone", "with sent-accumulate only", (),
-                header_clearing=no),
-        _hazard("silent-unknown-room", "a resume for an unknown room gets no answer, and nobody times out",
-                "a sender restart", ("L1",), unknown_room_answered=no, deadlines=no, boot_change_fences=no,
-                off=("R9 deadlines", "R8 the change of boot_id")),
-        _hazard("last-destination-verdict", "the last destination's status decides for all", "two ranks, unequal pools",
-                ("I2",), commit_said=last_lane_commit, equal_capacity=own_blocks, status_exact=any_status,
-                off=("R7 equal capacity", "R3 the receiver's check of a STATUS"), hidden={"I2": ("stingy",)}),
-        _hazard("admission-first", "new requests take blocks before those that hold data", "steady arrivals", ("L3",),
-                order=newcomers_first),
-        _hazard("no-reserve", "early grants take the last block", "early grants, a source pool of one request", ("L1",),
-                early_available=keep_none, hidden={"L1": ("stingy",)}),
+        _hazard(
+            "free-then-alloc",
+            "gives blocks back, gets none, and its error path gives them back again",
+            "a refusal",
+            ("I3",),
+            free=free_and_remember,
+            starved=free_again,
+        ),
+        _hazard(
+            "alloc-before-free",
+            "keeps what it has until it gets more",
+            "the whole pool granted at once",
+            ("L1",),
+            copy_when_landed=copy_after_grant,
+            hidden={"L1": ("stingy",)},
+        ),
+        _hazard(
+            "all-or-nothing",
+            "takes room for all that is missing, or none",
+            "a pool smaller than the remainder",
+            ("L1",),
+            wanted=everything,
+            take=all_or_none,
+        ),
+        _hazard(
+            "max-progress",
+            "ranks act on the progress of the fastest",
+            "two ranks, one STATUS late",
+            ("I2",),
+            fold_progress=max_progress,
+            start_check=any_start,
+            off=("R3 the sender's start check",),
+        ),
+        _hazard(
+            "first-rank-triggers",
+            "one rank asks, and all are sent to",
+            "two ranks, one GRANT late",
+            ("I1",),
+            lanes_served=all_lanes,
+            executed=keep_grant,
+        ),
+        _hazard(
+            "no-grant-seq",
+            "a grant has no number, so a copy of it is carried out too",
+            "one duplicate",
+            ("I6", "I1"),
+            grant_kind=always_next,
+            start_check=any_start,
+            off=("R3 the sender's start check",),
+            scenarios=("no-grant-seq", "no-grant-seq"),
+        ),
+        _hazard(
+            "free-without-quiescence",
+            "an abort gives blocks back that are still being written",
+            "one abort, two requests",
+            ("I1",),
+            settle=free_at_once,
+        ),
+        _hazard(
+            "late-status",
+            "a STATUS that comes late makes the room anew",
+            "two requests on one room",
+            ("I4",),
+            unmatched=revive,
+            off=("R8 the epoch check", "R8 the tombstone"),
+        ),
+        _hazard(
+            "floor-start",
+            "the sender rounds a start down to whole blocks",
+            "a grant that is no multiple of the block",
+            ("I2",),
+            source_start=floor_source,
+            hidden={"I2": ("stingy",)},
+        ),
+        _hazard(
+            "plane-major-mrope",
+            "a block keeps positions in three planes, as long as what was written",
+            "a partly filled block",
+            ("I2",),
+            position_written=plane_major_write,
+            position_read=plane_major_read,
+        ),
+        _hazard(
+            "stale-header",
+            "headers outlive their tenants; harmless alone, it feeds others",
+            "with sent-accumulate only",
+            (),
+            header_clearing=no,
+        ),
+        _hazard(
+            "silent-unknown-room",
+            "what names an unknown room is dropped in silence, and nobody looks at a clock",
+            "a sender restart",
+            ("L1",),
+            unknown_room_answered=no,
+            deadlines=no,
+            boot_change_fences=no,
+            off=("R9 deadlines", "R8 the change of boot_id"),
+        ),
+        _hazard(
+            "last-destination-verdict",
+            "all ranks are told what the last one has",
+            "two ranks, unequal pools",
+            ("I2",),
+            commit_said=last_lane_commit,
+            equal_capacity=own_blocks,
+            status_exact=any_status,
+            off=("R7 equal capacity", "R3 the receiver's check of a STATUS"),
+            hidden={"I2": ("stingy",)},
+        ),
+        _hazard(
+            "admission-first",
+            "admission runs first and takes what was just freed",
+            "steady arrivals",
+            ("L3",),
+            order=newcomers_first,
+        ),
+        _hazard(
+            "no-reserve",
+            "a grant made ahead of the OFFER may take the last block",
+            "early grants, a source pool of one request",
+            ("L1",),
+            early_available=keep_none,
+            hidden={"L1": ("stingy",)},
+        ),
     )
-}  # fmt: skip
+}
 """Hazards by name; combinable."""
 
 FAMILIES = ("fifo", "lifo", "same-again", "disjoint", "stingy", "adversary")
@@ -383,13 +542,16 @@ def rules_for(detector: str, hazards: Sequence[str] = ()) -> Rules:
     that replace the same rule by different ones."""
     if detector not in DETECTORS:
         raise LocalError(f"there is no detector '{detector}'; there are {', '.join(DETECTORS)}")
-    replaced: dict[str, tuple[str, Any]] = {rule: (detector, value) for rule, value in DETECTORS[detector].replaces.items()}
+    replaced: dict[str, tuple[str, Any]] = {}
+    for rule, value in DETECTORS[detector].replaces.items():
+        replaced[rule] = (detector, value)
     for name in hazards:
         if name not in HAZARDS:
             raise LocalError(f"there is no hazard '{name}'; there are {', '.join(HAZARDS)}")
         for rule, value in HAZARDS[name].replaces.items():
             if rule in replaced and replaced[rule][1] is not value:
-                raise LocalError(f"'{replaced[rule][0]}' and '{name}' replace the same rule '{rule}'; choose one of them")
+                other = replaced[rule][0]
+                raise LocalError(f"'{other}' and '{name}' replace the same rule '{rule}'; choose one of them")
             replaced[rule] = (name, value)
     return replace(PROTOCOL, **{rule: value for rule, (_, value) in replaced.items()})
 
@@ -430,4 +592,3 @@ def with_variant(scenario: Scenario, variant: Variant) -> Scenario:
 def default_scenario() -> Scenario:
     """What a command runs when nothing is named: three grants to a request, two requests, a hostile allocator."""
     return scenario_named("watermark")
-

@@ -6,7 +6,8 @@ state, on the very objects that production runs. The answer is ``exhausted`` onl
 Liveness is judged on the finished graph. A state is *over* when all requests have ended and nothing is under way.
 From every state some state that is over must be reachable without any further fault; under fair scheduling that
 is then where every run gets to. Where it is not, L1 is broken (or L2, if all requests have ended and only something of
-theirs is left). A deadline is a way out only after something was disturbed; before that, its firing is itself a violation.
+theirs is left). A deadline is a way out only after something was disturbed; before that, its firing is itself a
+violation.
 """
 
 from __future__ import annotations

@@ -127,7 +127,9 @@ def test_i2_pieces_that_tile_the_whole() -> None:
 
 
 def test_i2_too_little() -> None:
-    assert shown(delivered(0, 8), finished()) == [Violation("I2", "room 1 rank 0 ended in Success with [0, 8) of [0, 20)")]
+    assert shown(delivered(0, 8), finished()) == [
+        Violation("I2", "room 1 rank 0 ended in Success with [0, 8) of [0, 20)")
+    ]
     assert shown(finished()) == [Violation("I2", "room 1 rank 0 ended in Success with nothing of [0, 20)")]
 
 
@@ -150,12 +152,16 @@ def test_i2_a_gap() -> None:
     ]
 
 
+WRONG = "room 1 rank 0 ended in Success with wrong content"
+
+
 def test_i2_tokens_that_come_twice() -> None:
     for again, text in (((0, 20), "[0, 20)"), ((7, 13), "[7, 20)")):
         assert shown(delivered(0, 8), delivered(*again), finished()) == [
             Violation(
                 "I2",
-                f"room 1 rank 0 ended in Success with wrong content: tokens {text} were delivered though [0, 8) had been",
+                "room 1 rank 0 ended in Success with wrong content: "
+                f"tokens {text} were delivered though [0, 8) had been",
             )
         ]
     assert shown(delivered(12, 8), delivered(0, 13), delivered(3, 1), finished()) == [

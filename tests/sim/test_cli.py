@@ -12,9 +12,9 @@ import pytest
 import typer
 
 from fsm.lifecycle import RECEIVER_TABLE, SENDER_TABLE
-from sim.trace_file import read_trace
 from sim import cli, cli_common, cli_run, cli_tools, cli_zoo, progress, zoo
 from sim.engines.result import Result
+from sim.trace_file import read_trace
 from sim.zoo_table import FAMILIES, Row, zoo_jobs
 from tests.sim.cli_kit import ROOT, lost_trace, process, raising, resumark, small_scenario
 
@@ -249,7 +249,7 @@ def test_replay_shows_a_line_a_step(lost: Path) -> None:
         range(1, len(trace.steps) + 1)
     )
     rest = "\n".join(lines[start + 1 + len(trace.steps) :])
-    assert "\nL1  every request ends, and with no fault it ends in Success\n" in rest
+    assert "\nL1  every request ends; undisturbed, it ends in Success\n" in rest
     assert f"broken at step {len(trace.steps)}: " in rest
     assert lines[-1] == "reproduce  resumark check --detector flag"
 

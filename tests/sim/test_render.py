@@ -157,7 +157,7 @@ def test_several_senders() -> None:
 def test_what_is_broken_is_said_in_full() -> None:
     text = printed(lambda console: render.print_broken(console, "I6", "start 8 was granted twice", 7))
     assert text.startswith(
-        "I6  no start is granted under two seqs by a receiver, no seq is executed twice by a sender\n"
+        "I6  a receiver grants a start under one seq only, and a sender executes a seq once\n"
     )
     assert "broken at step 7: start 8 was granted twice" in text
 
