@@ -23,14 +23,27 @@ _WORST_FIRST = (
 class _Rank:
     """One request on one receiver rank."""
 
-    __slots__ = ("delivered", "executed", "ok", "resumed_at", "state")
+    __slots__ = ("delivered", "executed", "ok", "pieces", "resumed_at", "state")
 
     def __init__(self) -> None:
         self.state: str = NOT_SUBMITTED
         self.delivered = 0
         self.ok = True
+        self.pieces: list[tuple[int, int]] = []
         self.resumed_at: list[int] = []
         self.executed = 0
+
+    def take(self, event: Delivered) -> None:
+        """A piece of the result; pieces may come in any order, and never twice."""
+        end = event.start + event.count
+        twice = any(event.start < other_end and other < end for other, other_end in self.pieces)
+        self.ok = self.ok and not event.wrong and not twice
+        self.pieces.append((event.start, end))
+        self.delivered += event.count
+
+    def whole(self, tokens: int) -> bool:
+        """Whether the pieces, which do not overlap, are the whole result."""
+        return self.delivered == tokens and max((end for _, end in self.pieces), default=0) == tokens
 
 
 class Report:
@@ -49,8 +62,7 @@ class Report:
                     self._state(event)
             elif kind is Delivered:
                 for rank in self._of(event):
-                    rank.ok = rank.ok and not event.wrong and event.start == rank.delivered
-                    rank.delivered += event.count
+                    rank.take(event)
             elif kind is Granted and event.seq > 0:
                 for rank in self._of(event):
                     rank.resumed_at.append(event.start)
@@ -78,7 +90,7 @@ class Report:
                     rank.state = State.BOOTSTRAPPING if rank.state == NOT_SUBMITTED else rank.state
             state = min((rank.state for rank in ranks), key=_WORST_FIRST.index)
             delivered = min(rank.delivered for rank in ranks)
-            whole = state != State.SUCCESS or all(rank.delivered == request.tokens for rank in ranks)
+            whole = state != State.SUCCESS or all(rank.whole(request.tokens) for rank in ranks)
             reports.append(
                 RequestReport(
                     room=request.room,

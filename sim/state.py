@@ -24,9 +24,10 @@ import msgspec
 
 from fsm.blocks import BlockRecord, Owner, PerBlock
 from fsm.messages import BlockRef, Epoch, Grant
+from sim.flight import Copying
 from sim.memo import REMEMBERED_ACTIONS, Interner, Remembered, RememberedReceiver, RememberedSender
 from sim.network import Stray
-from sim.world import Action, Copying, World
+from sim.world import Action, World
 
 Key = tuple[int, ...]
 """A state: the numbers of its components."""

@@ -14,7 +14,7 @@ processes die.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from typing import Any, NamedTuple
+from typing import Any
 
 from fsm.allocators import Choices, make_allocator
 from fsm.blocks import BlockLedger
@@ -41,6 +41,7 @@ from fsm.ranks import Agreed, Observation, fold
 from fsm.receiver import Receiver
 from fsm.rules import Rules, word_progress
 from fsm.sender import Sender
+from sim.flight import GONE, Copying, Flight
 from sim.memory import Header, Memory
 from sim.network import Network, Stray
 from sim.plan import plan_of
@@ -51,35 +52,6 @@ Action = tuple[Any, ...]
 
 AUDIT_ALWAYS_BLOCKS = 32
 """Up to this pool size the ledger is audited after every action; larger pools after every sixteenth, and at the end."""
-
-
-GONE = 0
-"""The incarnation of memory that died with its process before a write to it began."""
-
-
-class Flight(NamedTuple):
-    """A write that has been started. ``landed``: its bytes are in memory; ``told``: the sender knows that it has ended.
-
-    ``incarnation`` is that of the memory it goes to, ``boot_id`` that of the sender's process.
-    """
-
-    grant: Grant
-    source_start: int
-    tokens: int
-    total_tokens: int
-    request: int
-    boot_id: int
-    incarnation: int
-    landed: bool
-    told: bool
-
-
-class Copying(NamedTuple):
-    """A copy out that is under way, on one rank, in one incarnation of its memory."""
-
-    rank: int
-    incarnation: int
-    effect: CopyOut
 
 
 class World:

@@ -24,6 +24,7 @@ import msgspec
 from fsm.invariants import Violation
 from fsm.trace import TRACE_VERSION, Pick, Step, Trace, TraceEnding, TraceHeader
 from sim import actions, zoo
+from sim.choices import Scripted
 from sim.engines.result import Found, Result
 from sim.report import Report
 from sim.scenario import Scenario
@@ -42,35 +43,6 @@ _REPORT_EVERY = 2_000
 def no_clock() -> float:
     """A clock that stands still."""
     return 0.0
-
-
-class Script:
-    """Choices by enumeration: a prefix of answers, then zeros; remembers how many options each choice had."""
-
-    def __init__(self) -> None:
-        self.prefix: list[int] = []
-        self.picks: list[Pick] = []
-
-    def pick(self, options: int, label: str) -> int:
-        """The scripted answer."""
-        at = len(self.picks)
-        chosen = self.prefix[at] if at < len(self.prefix) else 0
-        self.picks.append(Pick(label, options, chosen))
-        return chosen
-
-    def restart(self) -> None:
-        """Begin to answer from the first choice."""
-        self.picks = []
-
-    def advance(self) -> bool:
-        """Go to the next combination of answers; ``False`` when all have been tried."""
-        while self.picks and self.picks[-1].chosen == self.picks[-1].options - 1:
-            self.picks.pop()
-        if not self.picks:
-            return False
-        self.prefix = [pick.chosen for pick in self.picks]
-        self.prefix[-1] += 1
-        return True
 
 
 @dataclass
@@ -202,7 +174,7 @@ class _Search:
         self.space = StateSpace(self.world)
         self.graph = _Graph()
         self.depth = 0
-        self.script = Script()
+        self.script = Scripted()
 
     def run(self) -> _Stop:
         """Search level by level."""
@@ -393,7 +365,7 @@ class _Search:
         alike = [other for other in course if other[0] == action[0]]
         alike.sort(key=lambda other: other != action)
         for candidate in alike:
-            script = Script()
+            script = Scripted()
             more = True
             while more:
                 script.restart()
@@ -409,7 +381,7 @@ class _Search:
     def _rerun(self, steps: list[Step]) -> World:
         world = new_world(self.scenario)
         for step in steps:
-            script = Script()
+            script = Scripted()
             script.prefix = [pick.chosen for pick in step.picks]
             world.monitors.violations = []
             actions.apply(world, step.action, script)
@@ -421,7 +393,7 @@ class _Search:
         report = Report(world)
         report.take(world.events)
         for step in trace.steps:
-            script = Script()
+            script = Scripted()
             script.prefix = [pick.chosen for pick in step.picks]
             actions.apply(world, step.action, script)
             report.take(world.events)
@@ -436,4 +408,4 @@ def trace_digest(steps: list[Step]) -> str:
     return digest.hexdigest()
 
 
-__all__ = ["Script", "check", "new_world", "trace_digest"]
+__all__ = ["check", "new_world", "trace_digest"]

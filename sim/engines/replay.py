@@ -1,9 +1,9 @@
 """A trace run again, strictly.
 
-A trace fits if, at every step, its action is one that the world offers there, means the same in words, asks for just
-the choices that the trace holds, and breaks the property that the trace names at the last step and not before (a search for
-one property passes by others); and if then the digest is the one that it ends with. Whatever does not fit is an error that names the step: a
-run that is almost the same is never passed off as the same.
+A trace fits if, at every step, its action is one that the world offers there, means the same in words, and asks for
+just the choices that the trace holds; if the property that the trace names is broken at the last step, and not before
+(a search for one property passes by others); and if the digest is the one that the trace ends with. Whatever does not
+fit is an error that names the step: a run that is almost the same is never passed off as the same.
 
 The digest covers every event of the run, so it also says that the code behind the steps still does what it did.
 """

@@ -25,7 +25,9 @@ ROOT = Path(__file__).resolve().parents[2]
 LIVELY = Scenario(
     pool=Pool(blocks=6, block_tokens=2, grant_blocks_max=2, allocator="adversary", refusals_max=2),
     source=Source(blocks=12),
-    requests=(Request(tokens=9, count=2), Request(tokens=7, grant_tokens=3, arrives_at_tick=4), Request(tokens=3, room=1)),
+    requests=(
+        Request(tokens=9, count=2), Request(tokens=7, grant_tokens=3, arrives_at_tick=4), Request(tokens=3, room=1),
+    ),
     ranks=RankCounts(receivers=2, senders=2),
     schedule=Schedule(rank_skew_ticks=1, ticks_free=True),
     time=Time(heartbeat_ticks=50),

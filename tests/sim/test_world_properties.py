@@ -2,8 +2,8 @@
 
 Two ways. In one a run goes as ``simulate`` makes it go, with the drawn answers behind the one door. In the other,
 a state machine test, Hypothesis itself is the scheduler: each of its rules is an action or a fault, and when it has
-had enough, a fair scheduler brings the run to its end. Both assert the same: no property from I1 to L3 is broken, and no
-watermark is resumed twice. And both must be able to fail: every variant of the zoo is found by them.
+had enough, a fair scheduler brings the run to its end. Both assert the same: no property from I1 to L3 is broken, and
+no watermark is resumed twice. And both must be able to fail: every variant of the zoo is found by them.
 """
 
 from __future__ import annotations
@@ -24,9 +24,19 @@ from sim.choices import Drawn, Recording, Seeded
 from sim.engines.simulate import RunOutcome, is_over, judge_end, run_once
 from sim.report import Report
 from sim.scenario import (
-    Faults, Pool, RankCounts, Request, Result, Scenario, Schedule, Source, Time, dump_toml, validate_scenario,
+    Faults,
+    Pool,
+    RankCounts,
+    Request,
+    Result,
+    Scenario,
+    Schedule,
+    Source,
+    Time,
+    dump_toml,
+    validate_scenario,
 )  # fmt: skip
-from sim.world import World
+from sim.world import Action, World
 
 DRAWN_CHOICES_MAX = 300
 """After so many drawn answers a seed, drawn as well, goes on: Hypothesis has only so much patience for one example."""
@@ -176,7 +186,7 @@ class WorldMachine(RuleBasedStateMachine):
         self.report = Report(self.world)
         self.report.take(self.world.events)
 
-    def _do(self, course: Sequence[actions.Action], choice: int) -> None:
+    def _do(self, course: Sequence[Action], choice: int) -> None:
         action = course[choice % len(course)]
         note(actions.describe_action(self.world, action))
         actions.apply(self.world, action, self.choices)
@@ -190,7 +200,7 @@ class WorldMachine(RuleBasedStateMachine):
     def act(self, choice: int) -> None:
         self._do(actions.enabled(self.world), choice)
 
-    @precondition(lambda self: not self._over() and actions.faults(self.world))
+    @precondition(lambda self: not self._over() and bool(actions.faults(self.world)))
     @rule(choice=st.integers(0, 31))
     def strike(self, choice: int) -> None:
         self._do(actions.faults(self.world), choice)
