@@ -12,7 +12,6 @@ oldest first (R6); then resends, expiries and heartbeats (R3, R8, R9).
 
 from __future__ import annotations
 
-from operator import itemgetter
 from typing import Any, Final, TypeAlias
 
 from fsm import kernel
@@ -36,7 +35,6 @@ _UNLIMITED = 1 << 62
 Candidate: TypeAlias = tuple[ReceiverRoom, AgreedRoom]
 """A request that wants blocks, as it is here and as all ranks see it."""
 _FIRST = FirstChoice()
-_first = itemgetter(0)
 
 
 def no_headers(block: int) -> int:
@@ -396,7 +394,7 @@ class Receiver(FactKeeper):
         for key in [key for key, tombstone in self.tombstones.items() if tombstone.expired(now_s)]:
             del self.tombstones[key]
         due = [(key, t.abort) for key, t in self.tombstones.items() if t.abort and now_s >= t.resend_at]
-        for key, abort in sorted(due, key=_first):  # by name, not by age: who was loaded must do as who ran
+        for key, abort in sorted(due):  # by name, not by age: who was loaded must do as who ran
             self.tombstones[key].resend_at = now_s + timing.resend_s
             self._out.append(Send(abort, resend=True))
         if timing.heartbeat_s and now_s >= self.heartbeat_at:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from operator import itemgetter
 from typing import Any
 
 from fsm import kernel
@@ -38,8 +37,6 @@ from fsm.rules import PROTOCOL, GrantKind, Rules
 from fsm.sender_room import Lane, LaneKey, LaneTombstone, SenderRoom
 from fsm.states import State
 from fsm.timing import Timing
-
-_first = itemgetter(0)
 
 
 @dataclass(frozen=True)
@@ -208,7 +205,7 @@ class Sender:
         for key in [key for key, tombstone in self.tombstones.items() if now_s >= tombstone.expires_at]:
             del self.tombstones[key]
         due = [(key, t.abort) for key, t in self.tombstones.items() if t.abort and now_s >= t.resend_at]
-        for key, abort in sorted(due, key=_first):  # by name, not by age: who was loaded must do as who ran
+        for key, abort in sorted(due):  # by name, not by age: who was loaded must do as who ran
             self.tombstones[key].resend_at = now_s + timing.resend_s
             self._out.append(Send(abort, resend=True))
         if timing.heartbeat_s and now_s >= self.heartbeat_at:

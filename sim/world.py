@@ -222,7 +222,7 @@ class World:
     def tick(self, choices: Choices) -> None:
         """One tick of the receivers' loop, all ranks in step."""
         self.ticks += 1
-        before = self._refusals_left() if self.hostile else []
+        before = self.refusals_left() if self.hostile else []
         observations = [
             receiver.observe(self.now, choices, memory.header_total)
             for receiver, memory in zip(self.receivers, self.memories, strict=True)
@@ -231,9 +231,9 @@ class World:
         changed = False
         for rank in self.receiver_ranks:
             changed |= self._decide(rank, agreed, choices)
-        self.quiet = not changed and (not self.hostile or before == self._refusals_left())
+        self.quiet = not changed and (not self.hostile or before == self.refusals_left())
 
-    def _refusals_left(self) -> list[Hashable]:
+    def refusals_left(self) -> list[Hashable]:
         """What is left of the budget of a hostile allocator: a tick in which it refuses may be worth repeating."""
         return [receiver.ledger.allocator.save() for receiver in self.receivers]
 
@@ -257,9 +257,9 @@ class World:
         """
         if all(entered is None for entered in self.entered):
             self.quiet = True
-        before = self._refusals_left()
+        before = self.refusals_left()
         self.entered[rank] = self.receivers[rank].observe(self.now, choices, self.memories[rank].header_total)
-        if before != self._refusals_left():
+        if before != self.refusals_left():
             self.quiet = False
         observations = [entered for entered in self.entered if entered is not None]
         if len(observations) == len(self.receivers):

@@ -154,6 +154,7 @@ class _Run:
         self.sometimes: dict[str, int] = {}
         self.held: dict[tuple[Any, ...], list[int]] = {}
         self.waiting: list[tuple[int, tuple[int, ...]]] = [(0, ())] * len(self.world.receivers)
+        self.refusals = self.world.refusals_left()
 
     def go(self, seed: int | None) -> RunOutcome:
         """Both phases, and the verdict."""
@@ -258,20 +259,26 @@ class _Run:
                 self._saw_grant(event)
             elif kind is Finished and event.state == State.FAILED and event.side == "receiver":
                 self._saw_failure(event)
+        refused = self._saw_refusal() if world.hostile else False
         for rank, receiver in enumerate(world.receivers):
             if receiver.waiting or self.waiting[rank][1]:
-                self._saw_waiting(rank, receiver.waiting)
+                self._saw_waiting(rank, receiver.waiting, refused)
 
     def _saw_failure(self, event: Finished) -> None:
         if any(tombstone.held for tombstone in self.world.receivers[event.receiver_rank].tombstones.values()):
             self.sometimes[QUARANTINE] = self.sometimes.get(QUARANTINE, 0) + 1
 
-    def _saw_waiting(self, rank: int, waiting: tuple[int, ...]) -> None:
-        """Starved is who still waits a tick later: what it freed itself comes back to it within one."""
+    def _saw_refusal(self) -> bool:
+        """Whether the allocator refused something in this step."""
+        before, self.refusals = self.refusals, self.world.refusals_left()
+        return before != self.refusals
+
+    def _saw_waiting(self, rank: int, waiting: tuple[int, ...], refused: bool) -> None:
+        """Starved is who waits after a refusal, or still a tick later: what it freed itself comes back to it in one."""
         ticks, before = self.waiting[rank]
         if ticks == self.world.ticks:
             return
-        if any(room in before for room in waiting):
+        if (waiting and refused) or any(room in before for room in waiting):
             self.sometimes[STARVATION] = self.sometimes.get(STARVATION, 0) + 1
         self.waiting[rank] = (self.world.ticks, waiting)
 

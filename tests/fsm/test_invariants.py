@@ -420,3 +420,17 @@ def test_memory_is_saved_alike_whatever_the_order_of_events() -> None:
 def test_a_memory_of_other_checkers_is_not_loaded() -> None:
     with pytest.raises(ValueError):
         Monitors().load(Monitors().save()[:-1])  # type: ignore[index]
+
+
+def test_i5_a_watermark_of_nothing_is_behind_everything() -> None:
+    assert shown(wrote(0, 8), progressed(0)) == []
+    assert shown(wrote(1, 8), progressed(1)) == [
+        Violation("I5", "room 1 rank 0: the watermark is 1, 0 tokens have landed")
+    ]
+
+
+def test_i6_what_is_remembered() -> None:
+    monitors = Monitors()
+    monitors.take(granted(0, 0))
+    monitors.take(executed(0))
+    assert monitors.checkers[5].memory == {("granted", 0, 1, E1): ((0, 0),), ("executed", 0, 1, E1): 0}

@@ -10,11 +10,11 @@ import pytest
 from fsm.effects import Ended, Send
 from fsm.messages import Grant, Register, RegisterAck, Status
 from fsm.receiver import Receiver
-from fsm.receiver_room import ReceiverRoom, Tombstone
+from fsm.receiver_room import ReceiverRoom
 from fsm.sender import Sender
 from fsm.sender_room import Lane
 from fsm.states import State
-from tests.fsm.kit import E1, TIMING, Wire, abort_ack, grant, lane_of, ready, receiver, registered, sender
+from tests.fsm.kit import TIMING, Wire, grant, lane_of, ready, receiver, registered, sender
 
 
 def pair(
@@ -224,22 +224,6 @@ def test_ages_beyond_every_deadline_are_alike() -> None:
     assert who.save(TIMING.longest_s - 1) != who.save(TIMING.longest_s)
 
 
-def test_a_tombstone_that_awaits_nothing_is_saved_as_a_name() -> None:
-    """Two ways to the same end: what they differed in has no more consequences."""
-    ends = []
-    for acknowledged in (False, True):
-        who = receiver(2)
-        who.submit(1, 0)
-        who.abort(1)
-        who.tick(0)
-        who.receive(abort_ack(boot_id=5 if acknowledged else 6, executed_seq=3), 0)
-        ends.append(who.tombstones[1, E1].save(0))
-    assert ends[0] == ends[1]
-    loaded = Tombstone.load(ends[0], 40)
-    assert (loaded.room, loaded.epoch, loaded.state, loaded.expires_at) == (1, E1, State.FAILED, 100)
-    assert (loaded.abort, loaded.holds_blocks, loaded.expired(99), loaded.expired(100)) == (None, False, False, True)
-
-
 # --- hooks ----------------------------------------------------------------------------------------------
 
 
@@ -255,6 +239,15 @@ class WatchedRoom(ReceiverRoom):
     def on_enter_Success(self, facts: Any) -> None:
         self.seen.append(f"room {self.room} is done")
 
+    def before_registered(self, facts: Any) -> None:
+        self.seen.append(f"registered: {facts}")
+
+    def before_grant(self, facts: Any) -> None:
+        self.seen.append(f"granted: {facts}")
+
+    def before_fail(self, facts: Any) -> None:
+        self.seen.append(f"failed: {facts}")
+
     def before_resume(self, facts: Any) -> None:
         self.seen.append(f"resume at {self.handled_tokens}: {facts.resume_due}")
 
@@ -264,6 +257,15 @@ class WatchedLane(Lane):
 
     __slots__ = ()
     seen: ClassVar[list[str]] = []
+
+    def before_registered(self, facts: Any) -> None:
+        self.seen.append(f"registered: {facts}")
+
+    def before_grant(self, facts: Any) -> None:
+        self.seen.append(f"granted: {facts}")
+
+    def before_fail(self, facts: Any) -> None:
+        self.seen.append(f"failed: {facts}")
 
     def after_committed(self, facts: Any) -> None:
         self.seen.append(f"{self.committed_tokens} committed, last: {facts.last_chunk}")
@@ -275,18 +277,38 @@ def test_hooks_are_called_through_the_machine() -> None:
     wire = pair(blocks=2, room_class=WatchedRoom, lane_class=WatchedLane)
     wire.submit(1, 20)
     wire.run()
+    nothing = "ReceiverFacts(resume_due=False, partial=False, delivered=False)"
     assert WatchedRoom.seen == [
+        f"registered: {nothing}",
+        f"granted: {nothing}",
         "room 1 has 8",
         "resume at 8: True",
         "room 1 has 16",
         "resume at 16: True",
         "room 1 is done",
     ]
+    none = "SenderFacts(last_chunk=False)"
     assert WatchedLane.seen == [
+        f"registered: {none}",
+        f"granted: {none}",
         "8 committed, last: False",
+        f"granted: {none}",
         "16 committed, last: False",
+        f"granted: {none}",
         "20 committed, last: True",
     ]
+
+
+def test_hooks_hear_of_failures() -> None:
+    wire = pair(blocks=2, room_class=WatchedRoom, lane_class=WatchedLane)
+    wire.submit(1, 20)
+    WatchedRoom.seen.clear()
+    WatchedLane.seen.clear()
+    wire.receivers[0].abort(1)
+    wire.tick()
+    wire.senders[0].abort(1, 0)
+    assert WatchedRoom.seen == ["failed: ReceiverFacts(resume_due=False, partial=False, delivered=False)"]
+    assert WatchedLane.seen == ["failed: SenderFacts(last_chunk=False)"]
 
 
 def test_hooks_are_not_called_by_the_flat_lookup() -> None:

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from fsm.allocators import make_allocator
+from fsm.blocks import BlockLedger
 from fsm.effects import CopyOut, Ended, Moved, Recycle, Send, Watermark
 from fsm.errors import LocalError
 from fsm.kernel import UNKNOWN
@@ -18,7 +20,7 @@ from fsm.messages import BLOCKS_MAX, BlockRef, Epoch, Grant, Heartbeat, Nack, Na
 from fsm.reasons import Reason
 from fsm.receiver import Receiver, no_headers
 from fsm.receiver_facts import ReceiverConfig
-from fsm.receiver_room import FiveStateReceiverRoom, ReceiverRoom
+from fsm.receiver_room import Chunk, FiveStateReceiverRoom, ReceiverRoom
 from fsm.rules import PROTOCOL
 from fsm.states import State
 from tests.fsm.kit import (
@@ -97,6 +99,12 @@ def test_a_room_class_on_another_table_than_the_rules_is_refused() -> None:
         "the rules by Table('receiver', 6 states, 6 events)"
     )
     assert receiver(rules=FIVE, room_class=FiveStateReceiverRoom).room_class is FiveStateReceiverRoom
+
+
+def test_the_machine_drives_it_by_default() -> None:
+    who = Receiver(ReceiverConfig(LAYOUT), BlockLedger(1, make_allocator("fifo")), boot_id=1)
+    assert who._fire is ReceiverRoom.fire
+    assert receiver(flat=True)._fire is ReceiverRoom.fire_flat
 
 
 def test_nobody_reads_headers_by_default() -> None:
@@ -272,6 +280,12 @@ def test_an_offer_out_of_range_is_refused_with_no_capacity(total: int) -> None:
     assert who.receive(offer(total), 1) == [refusal]
 
 
+def test_one_token_of_result_memory_is_a_limit() -> None:
+    who = receiver(result_tokens=1)
+    registered(who)
+    assert [type(m) for m in sent(who.receive(offer(2), 1))] == [Nack]
+
+
 @pytest.mark.parametrize("total", [1, 100])
 def test_an_offer_within_the_limits_is_taken(total: int) -> None:
     who = receiver(total_tokens_max=100, result_tokens=100)
@@ -365,6 +379,7 @@ def test_a_status_closes_its_grant() -> None:
     assert who.receive(status(0, 8), 5) == [Watermark(0, 1, E1, 8)]
     room = room_of(who)
     assert (room.grant, room.closing, room.pending) == (None, None, None)
+    assert room.chunks == (Chunk(0, 0, 8, (BlockRef(0, 0), BlockRef(1, 0)), False),)
     assert (room.word_tokens, room.landed_tokens, room.handled_tokens) == (8, 8, 0)
     assert room.progress_at == 5
 
@@ -397,6 +412,15 @@ def test_the_whole_in_one_grant_ends_without_any_resume() -> None:
         Ended(0, 1, E1, State.SUCCESS, "NONE"),
     ]
     assert who.rooms == {} and who.ledger.free_count == 8
+
+
+def test_the_allocator_forgets_a_room_that_is_over() -> None:
+    who = receiver(8, allocator="same-again")
+    offered(who, 20)
+    assert who.ledger.allocator.save() != ()
+    land(who)
+    who.tick(0)
+    assert who.ledger.allocator.save() == ()
 
 
 def test_copies_that_nobody_asked_for_are_let_through() -> None:

@@ -177,3 +177,17 @@ def test_a_total_that_is_known_reserves_the_total_early_or_not() -> None:
     who.receive(offer(20), 0)
     assert grants(who.tick(0)) == [(1, 0, 0, 20)]
     assert who.free_result_tokens == 10
+
+
+def test_r6_a_resume_takes_no_result_memory_from_newcomers() -> None:
+    who = receiver(7, result_tokens=28, grant_blocks_max=2)
+    offered(who, 20)
+    who.submit(2, 0)
+    epoch = who.rooms[2].epoch
+    who.receive(register_ack(2, epoch), 0)
+    who.tick(0)
+    land(who, copy=False)
+    assert who.rooms[1].next_seq == 2 and who.free_result_tokens == 8
+    who.receive(offer(8, 2, epoch), 0)
+    assert grants(land(who)) == [(1, 2, 16, 4), (2, 0, 0, 8)]
+    assert who.free_result_tokens == 0

@@ -5,6 +5,7 @@ Block size is 4 tokens.
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -298,10 +299,18 @@ def test_the_allocator_is_asked_only_if_somebody_may_want_blocks() -> None:
     assert who.observe(0, never).free_blocks == 0
     who.receive(register_ack(), 0)
     assert who.observe(0, never).free_blocks == 0
-    who.receive(offer(20), 0)
+    who.tick(0, never)
+    assert who.observe(0, never).free_blocks == 0, "registered, and neither offered nor early"
+    who.submit(2, 0)
+    epoch = who.rooms[2].epoch
+    who.receive(register_ack(2, epoch), 0)
+    who.receive(offer(20, 2, epoch), 0)
     asked = Scripted(1)
     assert who.observe(0, asked).free_blocks == 1, "this very tick may register it and grant"
     assert asked.asked == [(3, "offer")]
+    who.abort(2)
+    who.tick(0, Scripted(0))
+    who.receive(offer(20), 0)
     refused = Scripted(2)
     assert grants(who.tick(0, refused)) == []
     assert who.rooms[1].state == State.WAITING
@@ -311,8 +320,50 @@ def test_the_allocator_is_asked_only_if_somebody_may_want_blocks() -> None:
     assert who.observe(0, never).free_blocks == 0
     who.receive(status(0, 4), 0)
     assert who.observe(0, Scripted(0)).free_blocks == 1, "the chunk may be taken and resumed in this very tick"
+    who.tick(0, Scripted(0, 0))
+    who.receive(status(1, 8), 0)
     who.tick(0, Scripted(0))
-    who.copied(1, E1, 0, 0, 0)
+
+
+def test_the_allocator_is_not_asked_for_the_last_chunk() -> None:
+    ledger = BlockLedger(2, make_allocator("adversary", refusals_max=9))
+    who = Receiver(ReceiverConfig(LAYOUT, timing=TIMING), ledger, boot_id=BOOT)
+    registered(who)
+    who.receive(offer(4), 0)
+    who.tick(0, Scripted(0, 0))
+    who.receive(status(0, 4, 4), 0)
+    assert who.observe(0, Scripted()).free_blocks == 0
+
+
+@pytest.mark.parametrize("total", [1, 20])
+def test_one_token_is_enough_to_want_a_block(total: int) -> None:
+    for early in (0, 1):
+        who = receiver(4)
+        who.submit(1, 0, early_tokens=early)
+        who.receive(register_ack(), 0)
+        if not early:
+            who.receive(offer(total), 0)
+        assert who.observe(0).free_blocks == 4
+        assert grants(who.tick(0)) == [(1, 0, 0, 1 if early else total if total == 1 else 16)]
+
+
+def test_what_a_rank_brings_bears_its_number() -> None:
+    assert receiver(rank=3).observe(0).rank == 3
+
+
+def test_two_chunks_may_be_copied_at_once() -> None:
+    """The second lands while the first is still being copied; the copies end in any order."""
+    who = receiver(4, grant_blocks_max=2)
+    offered(who, 20)
+    land(who, copy=False)
+    land(who, copy=False)
+    room = who.rooms[1]
+    assert [(chunk.seq, chunk.reading) for chunk in room.chunks] == [(0, True), (1, True)]
+    assert who.copied(1, E1, 1, 0, 0) == [Recycle((2, 3), True)]
+    assert (room.delivered_tokens, [chunk.seq for chunk in room.chunks]) == (8, [0])
+    assert who.copied(1, E1, 0, 0, 0) == [Recycle((0, 1), True)]
+    assert (room.delivered_tokens, room.chunks, room.resumes) == (16, (), 1)
+    assert grants(who.tick(0)) == [(1, 2, 16, 4)] and room.resumes == 2
 
 
 def test_the_kind_of_a_block_is_passed_on_to_the_allocator() -> None:

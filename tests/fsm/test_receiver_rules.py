@@ -6,12 +6,33 @@ from dataclasses import replace
 from typing import Any
 
 from fsm.blocks import BlockLedger, Owner
-from fsm.effects import CopyOut, Ended, Moved, Recycle, Send
+from fsm.effects import CopyOut, Effect, Ended, Moved, Recycle, Refused, Send
 from fsm.kernel import UNKNOWN
+from fsm.lifecycle import RECEIVER_FIVE_STATE_TABLE
+from fsm.messages import BlockRef
+from fsm.ranks import fold
 from fsm.reasons import Reason
 from fsm.receiver import Receiver
 from fsm.rules import PROTOCOL
-from tests.fsm.kit import E1, events, granted_early, land, of_type, offered, queued, receiver, status
+from fsm.states import State
+from tests.fsm.kit import (
+    E1,
+    events,
+    fail,
+    granted,
+    granted_early,
+    grants,
+    land,
+    of_type,
+    offer,
+    offered,
+    queued,
+    receiver,
+    register_ack,
+    status,
+    to_the_end,
+    wait_in,
+)
 
 # --- seams that only wrong rules use --------------------------------------------------------------------
 
@@ -53,7 +74,7 @@ def test_progress_beyond_what_landed_is_refused_by_the_ledger() -> None:
     moved, refused = who.tick(1)
     assert events([moved]) == ["landed"]
     assert (refused.room, refused.epoch, refused.property) == (1, E1, "I2")  # type: ignore[union-attr]
-    assert refused.text.startswith("cannot read block 0 generation 0")  # type: ignore[union-attr]
+    assert refused.text.startswith("cannot read block 0 generation 0 for room 1 epoch (1, 1) seq 0")  # type: ignore[union-attr]
     assert who.rooms[1].failure == Reason.INTERNAL
 
 
@@ -104,3 +125,139 @@ def test_unknown_totals_stay_unknown() -> None:
     granted_early(who, 8)
     assert who.rooms[1].total_tokens == UNKNOWN
     assert who.tick(0) == []
+
+
+def test_what_the_rules_of_a_grant_are_asked() -> None:
+    asked: list[tuple[object, ...]] = []
+
+    def note(name: str, answer: Any) -> Any:
+        def rule(*arguments: Any) -> Any:
+            asked.append((name, *arguments))
+            return answer(*arguments) if callable(answer) else answer
+
+        return rule
+
+    who = receiver(
+        3,
+        grant_blocks_max=2,
+        rules=replace(
+            PROTOCOL,
+            resume_start=note("start", lambda committed, size: committed),
+            remember=note("remember", PROTOCOL.remember),
+            copy_when_landed=note("copy", True),
+        ),
+    )
+    first = granted(offered(who, 20)).blocks
+    room = who.rooms[1]
+    assert asked == [("start", 0, 4), ("remember", room, (), first)]
+    asked.clear()
+    land(who, copy=False)
+    assert asked == [("copy", room), ("start", 8, 4), ("copy", room)]
+
+
+def test_a_rule_that_resumes_twice_is_told_what_was_held() -> None:
+    held: list[tuple[Any, Any]] = []
+
+    def remember(room: Any, before: Any, after: Any) -> None:
+        held.append((before, after))
+
+    rules = replace(PROTOCOL, table=RECEIVER_FIVE_STATE_TABLE, detect=lambda room: True, remember=remember)
+    who = receiver(4, rules=rules, grant_blocks_max=1)
+    offered(who, 20)
+    land(who)
+    granted(who.tick(0))
+    granted(who.tick(0))
+    assert [before for before, _ in held] == [(), (), held[1][1], held[2][1]]
+
+
+def test_the_protocol_holds_on_the_historical_table_too() -> None:
+    """Transferring is where it waits as well, so the detector is asked there, and says no."""
+    who = receiver(2, rules=replace(PROTOCOL, table=RECEIVER_FIVE_STATE_TABLE))
+    offered(who, 20)
+    land(who)
+    assert grants(who.tick(0)) == [(1, 1, 8, 8)]
+    assert who.rooms[1].state == State.TRANSFERRING
+    assert who.tick(0) == []
+    assert to_the_end(who) == [(8, 8), (16, 4)]
+
+
+def test_a_tick_passes_the_headers_on() -> None:
+    rules = replace(PROTOCOL, progress=lambda room, size, required, headers: headers(0))
+    who = receiver(2, rules=rules)
+    offered_by_headers(who)
+    who.tick(0, headers=lambda block: 8)
+    assert who.rooms[1].handled_tokens == 8
+
+
+def offered_by_headers(who: Receiver) -> None:
+    who.submit(1, 0)
+    who.receive(register_ack(), 0)
+    who.tick(0, headers=lambda block: 0)
+    who.receive(offer(20), 0)
+    who.tick(0, headers=lambda block: 0)
+    who.receive(status(0, 8), 0)
+
+
+def test_a_total_that_is_unknown_frees_no_result_memory() -> None:
+    """A rule that folds by MAX takes a chunk on a rank that was told nothing yet."""
+    rules = replace(PROTOCOL, fold_progress=max)
+    group = [receiver(4, rank=rank, rules=rules, result_tokens=99, total_tokens_max=40) for rank in (0, 1)]
+    for rank, who in enumerate(group):
+        who.submit(1, 0, early_tokens=4)
+        who.receive(register_ack(ranks=(0, rank)), 0)
+    agreed = fold(tuple(who.observe(0) for who in group), rules)
+    for who in group:
+        who.decide(agreed, 0)
+    group[0].receive(status(0, 4), 0)
+    agreed = fold(tuple(who.observe(0) for who in group), rules)
+    for who in group:
+        who.decide(agreed, 0)
+        assert (who.free_result_tokens, who.rooms[1].reserved_tokens) == (59, 40)
+
+
+def test_r11_every_way_in_is_guarded_against_a_refusal() -> None:
+    """The ledger was tampered with: whoever comes upon it reports it, and the one room fails."""
+
+    def tampered(**config: Any) -> Receiver:
+        who = receiver(2, **config)
+        refs = granted(offered(who, 20)).blocks
+        who.ledger.quarantine(who.rooms[1].owner(0), refs)
+        return who
+
+    def refused(effects: list[Effect]) -> None:
+        assert [(e.receiver_rank, e.room, e.epoch, e.property) for e in of_type(effects, Refused)] == [(0, 1, E1, "I1")]
+
+    who = tampered()
+    refused(who.receive(status(0, 8), 0))
+    assert who.rooms[1].failure == Reason.INTERNAL
+    who = tampered(landed_required=True)
+    who.receive(status(0, 8), 0)
+    refused(who.landed(1, E1, 0, 0))
+    assert who.rooms[1].failure == Reason.INTERNAL
+
+
+def test_r11_so_are_copies_for_a_tombstone() -> None:
+    who = wait_in("landed")
+    refs = who.rooms[1].chunks[0].blocks
+    fail(who)
+    who.ledger.free(Owner(1, E1, 0), refs)
+    (refused,) = who.copied(1, E1, 0, 0, 0)
+    assert isinstance(refused, Refused) and (refused.room, refused.property) == (1, "I3")
+
+
+def test_r11_so_is_a_grant_of_more_than_there_is() -> None:
+    who = receiver(2, rules=replace(PROTOCOL, take=lambda wanted, available: 5))
+    (refused,) = of_type(offered(who, 20), Refused)
+    assert (refused.room, refused.property) == (1, "I3")
+    assert who.rooms[1].failure == Reason.INTERNAL and who.rooms[1].grant is None
+
+
+def test_r11_so_is_who_starves() -> None:
+    def not_its_own(one: Receiver, room: Any) -> None:
+        one.ledger.free(room.owner(7), (BlockRef(0, 0),))
+
+    who = receiver(2, rules=replace(PROTOCOL, starved=not_its_own))
+    offered(who, 20)
+    (refused,) = of_type(land(who, copy=False), Refused)
+    assert (refused.room, refused.property) == (1, "I3")
+    assert who.rooms[1].failure == Reason.INTERNAL

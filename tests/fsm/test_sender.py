@@ -13,8 +13,8 @@ from fsm.effects import Ended, Moved, Send, Stage, Unstage, Write
 from fsm.errors import LocalError
 from fsm.messages import Abort, Epoch, Grant, Nack, NackCode, Offer, RegisterAck, Status
 from fsm.rules import PROTOCOL, GrantKind
-from fsm.sender import SenderConfig
-from fsm.sender_room import LaneKey
+from fsm.sender import Sender, SenderConfig
+from fsm.sender_room import Lane, LaneKey
 from fsm.states import State
 from tests.fsm.kit import (
     BOOT,
@@ -59,6 +59,11 @@ def test_ranks_are_different_and_count_from_0(rank: int, ranks: tuple[int, ...])
     with pytest.raises(LocalError) as caught:
         SenderConfig(LAYOUT, rank=rank, receiver_ranks=ranks)
     assert str(caught.value) == f"rank={rank}, receiver_ranks={ranks}: expected different ranks from 0 up"
+
+
+def test_the_machine_drives_it_by_default() -> None:
+    assert Sender(SenderConfig(LAYOUT), boot_id=1)._fire is Lane.fire
+    assert sender(flat=True)._fire is Lane.fire_flat
 
 
 def test_a_sender_rank_may_serve_nobody() -> None:
@@ -362,6 +367,15 @@ def test_r3_an_older_seq_gets_the_last_answer_and_does_nothing() -> None:
     assert who.save(0) == before
 
 
+def test_r3_nothing_is_answered_while_a_write_is_under_way() -> None:
+    """Not even with the STATUS before: whoever asks would take it for the answer to what is being written."""
+    who = ready()
+    write_out(who, grant())
+    who.receive(grant(1, 8, 8, blocks=(2, 3)), 0)
+    assert who.receive(grant(1, 8, 8, blocks=(2, 3)), 0) == []
+    assert who.receive(grant(), 0) == []
+
+
 @pytest.mark.parametrize("seq", [1, 2])
 def test_r3_a_gap_is_a_nack_and_does_nothing(seq: int) -> None:
     who = ready()
@@ -491,6 +505,7 @@ def test_a_grant_that_comes_while_another_is_written_waits_for_its_end() -> None
         Moved(0, 1, E1, "grant", State.RESUMING, State.TRANSFERRING),
         Write(following, 8, 12, 20),
     ]
+    assert lane_of(who).progress_at == 0
 
 
 # --- the end of a write ---------------------------------------------------------------------------------
@@ -549,7 +564,10 @@ def test_the_seams_of_the_sender() -> None:
         source_start=lambda start, block_tokens: start // block_tokens * block_tokens - 4,
         commit_said=lambda record, lane: lane.committed_tokens + record.total_tokens,
         executed=lambda lane, message: kept.append((lane.receiver_rank, message)),
-        lanes_served=lambda who, record, lane, message: [(lane, message), (record.lanes[1], grant(ranks=(0, 1)))],
+        lanes_served=lambda one, record, lane, message: [
+            (lane, message),
+            (one.rooms[1].lanes[1], grant(ranks=(0, 1))),
+        ],
         start_check=lambda lane, message: True,
         grant_kind=lambda lane, message: GrantKind.NEXT,
     )

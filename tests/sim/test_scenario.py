@@ -447,6 +447,7 @@ def test_every_built_in_scenario_is_valid_and_packaged_beside_the_module() -> No
 
 def test_a_tombstone_must_outlive_the_deadline() -> None:
     text = "[time]\ndeadline_ticks = 50\ntombstone_ticks = 49\n"
-    with pytest.raises(ScenarioError, match=r"time.tombstone_ticks: got 49, expected at least time.deadline_ticks \(50\)"):
+    refusal = r"time.tombstone_ticks: got 49, expected at least time.deadline_ticks \(50\)"
+    with pytest.raises(ScenarioError, match=refusal):
         load_scenario(text)
     assert load_scenario(text.replace("49", "50")).time.tombstone_ticks == 50
