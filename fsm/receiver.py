@@ -424,7 +424,7 @@ class Receiver(FactKeeper):
             tuple([room.save(now_s, self.config.timing.longest_s) for room in self.rooms.values()]),
             tuple([self.tombstones[key].save(now_s) for key in sorted(self.tombstones)]),
             self.ledger.save(), self.boot_id, self.counter, self.peer_boot_id, self.free_result_tokens,
-            self.heartbeat_at - now_s if self.config.timing.heartbeat_s else 0, self._offered,
+            max(self.heartbeat_at - now_s, 0) if self.config.timing.heartbeat_s else 0, self._offered,
             self.gone_boot_id,
         )  # fmt: skip
 

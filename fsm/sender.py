@@ -535,7 +535,7 @@ class Sender:
             tuple([record.save(now_s, self.config.timing.longest_s) for record in self.rooms.values()]),
             tuple([(key, self.tombstones[key].save(now_s)) for key in sorted(self.tombstones)]),
             self.boot_id, tuple(self.peer_boot_ids.values()), self.free_source_blocks,
-            self.heartbeat_at - now_s if self.config.timing.heartbeat_s else 0,
+            max(self.heartbeat_at - now_s, 0) if self.config.timing.heartbeat_s else 0,
         )  # fmt: skip
 
     def load(self, saved: tuple[Any, ...], now_s: float) -> None:

@@ -60,7 +60,8 @@ def plan_of(scenario: Scenario) -> Plan:
         ]),
         sender_configs=tuple([
             SenderConfig(
-                layout=layout, rank=rank, receiver_ranks=served, source_blocks=source_blocks,
+                layout=layout, rank=rank, receiver_ranks=served, senders=scenario.ranks.senders,
+                source_blocks=source_blocks,
                 total_tokens_max=total_tokens_max, timing=timing,
             )
             for rank, served in enumerate(served_by)

@@ -172,11 +172,10 @@ def test_a_rule_that_resumes_twice_is_told_what_was_held() -> None:
 
 def test_the_protocol_holds_on_the_historical_table_too() -> None:
     """Transferring is where it waits as well, so the detector is asked there, and says no."""
-    who = receiver(2, rules=replace(PROTOCOL, table=RECEIVER_FIVE_STATE_TABLE))
+    who = receiver(4, rules=replace(PROTOCOL, table=RECEIVER_FIVE_STATE_TABLE), grant_blocks_max=2)
     offered(who, 20)
-    land(who)
-    assert grants(who.tick(0)) == [(1, 1, 8, 8)]
-    assert who.rooms[1].state == State.TRANSFERRING
+    assert grants(land(who)) == [(1, 1, 8, 8)]
+    assert who.rooms[1].state == State.TRANSFERRING and who.ledger.free_count == 2
     assert who.tick(0) == []
     assert to_the_end(who) == [(8, 8), (16, 4)]
 

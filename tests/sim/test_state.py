@@ -11,12 +11,12 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from fsm.allocators import Adversary, Choices, Kind
 from fsm.blocks import BlockRecord
-from fsm.events import Granted
+from fsm.events import Granted, Wrote
 from fsm.messages import BlockRef, Grant
 from sim import actions, zoo
 from sim.choices import Drawn, Recording, Replayed, Scripted
@@ -29,10 +29,7 @@ EVERY_FAULT = Faults(
     duplicate_max=1, delay_max=1, drop_max=1, abort_max=1, sender_crash_max=1, receiver_crash_max=1, partition_max=1,
     clock_jump_max=1, poison_max=1, heartbeat_loss_max=1, duplicate_room_max=1,
 )  # fmt: skip
-TIME = Time(
-    deadline_ticks=40, queue_deadline_ticks=60, bootstrap_ticks=50, tombstone_ticks=90, resend_ticks=30,
-    heartbeat_ticks=70,
-)  # fmt: skip
+TIME = Time(deadline_ticks=40, queue_deadline_ticks=60, bootstrap_ticks=50, tombstone_ticks=90, resend_ticks=30)
 
 
 def scenario(allocator: str = "fifo", *, receivers: int = 1, detector: str = "watermark", **schedule: Any) -> Scenario:
@@ -72,6 +69,9 @@ HOSTILE = {
     "skewed ranks": scenario("adversary", receivers=2, rank_skew_ticks=2),
 }
 """Worlds in which they do not."""
+
+DRIVEN = settings(phases=[Phase.explicit, Phase.generate])
+"""A failing run is shown as it was drawn: making it smaller, step by step, takes minutes."""
 
 Way = list[tuple[Action, Recording]]
 
@@ -153,6 +153,8 @@ def without_generations(events: Sequence[Any]) -> list[Any]:
     for event in events:
         if type(event) is Granted:
             event = msgspec.structs.replace(event, blocks=tuple(BlockRef(ref.block, 0) for ref in event.blocks))
+        elif type(event) is Wrote and event.trespass:
+            event = msgspec.structs.replace(event, trespass="somewhere")
         plain.append(event)
     return plain
 
@@ -164,7 +166,7 @@ def without_generations(events: Sequence[Any]) -> list[Any]:
 def test_a_loaded_state_goes_on_as_the_saved_one_does(name: str) -> None:
     of = PLAIN[name]
 
-    @settings(max_examples=20)
+    @settings(DRIVEN, max_examples=20)
     @given(st.data())
     def goes_on(data: st.DataObject) -> None:
         choices = drawn(data)
@@ -212,7 +214,7 @@ def test_a_state_with_renumbered_blocks_leads_to_the_same_states(name: str) -> N
     compared, but what can become of it can."""
     of = HOSTILE[name]
 
-    @settings(max_examples=8)
+    @settings(DRIVEN, max_examples=8)
     @given(st.data())
     def leads_on(data: st.DataObject) -> None:
         old = new_world(of)
@@ -244,7 +246,7 @@ def test_what_an_engine_saves_step_by_step_is_what_is_there(name: str) -> None:
     looked at afresh after every step, must show the same states."""
     of = PLAIN[name] if name in PLAIN else HOSTILE[name.removeprefix("adversary, ")]
 
-    @settings(max_examples=20)
+    @settings(DRIVEN, max_examples=20)
     @given(st.data())
     def shows_the_same(data: st.DataObject) -> None:
         choices = drawn(data)
@@ -278,17 +280,16 @@ def test_only_what_changed_is_loaded() -> None:
     world = new_world(zoo.scenario_named("flag"))
     space = StateSpace(world)
     start = space.save()
+    space.load(start)
     actions.apply(world, ("deliver", 0), Scripted())
     reached = space.save()
     changed = [component for component, (a, b) in enumerate(zip(start, reached, strict=True)) if a != b]
-    receiver, memory, sender, network, flights, monitors = range(6)
-    assert sender in changed and network in changed
-    assert receiver not in changed and memory not in changed and flights not in changed
+    _receiver, _memory, sender, network, _under_way, _monitors, rest = range(len(start))
+    assert changed == [sender, network, rest]
     held = world.receivers[0].rooms[1]
     space.load(start)
     assert world.receivers[0].rooms[1] is held  # a side that was not touched is left alone
     assert space.save() == start
-    assert monitors in changed  # a checker has seen the sender's transition
 
 
 # --- names that mean nothing ----------------------------------------------------------------------------
@@ -310,7 +311,6 @@ class Reordered(Adversary):
 @pytest.mark.parametrize("name", list(HOSTILE))
 def test_a_permutation_of_blocks_is_the_same_state(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     of = HOSTILE[name]
-    assert name == "skewed ranks" or of.pool.blocks == 3
     orders: list[Sequence[int]] = []
 
     def make(allocator: str, refusals_max: int = 0) -> Adversary:
@@ -319,13 +319,13 @@ def test_a_permutation_of_blocks_is_the_same_state(name: str, monkeypatch: pytes
     monkeypatch.setattr("sim.world.make_allocator", make)
     moved = []
 
-    @settings(max_examples=25)
+    @settings(DRIVEN, max_examples=40)
     @given(st.data())
     def is_the_same(data: st.DataObject) -> None:
         orders[:] = []
         straight = new_world(of)
-        way = walk(straight, drawn(data), data.draw(st.integers(0, STEPS_MAX)))
-        permutations = st.permutations(range(of.pool.blocks))
+        way = walk(straight, drawn(data), data.draw(st.integers(5, STEPS_MAX)))
+        permutations = st.sampled_from([(2, 1, 0), (1, 2, 0), (2, 0, 1)])
         orders[:] = [data.draw(permutations) for _ in range(of.ranks.receivers)]
         if any(action[0] == "receiver_crash" for action, _ in way):
             orders[:] = []  # a new process has a new allocator; which order it takes is not told apart here
@@ -372,7 +372,7 @@ def with_generations(of: Scenario, way: Way, by: int, stale: int = 0) -> World:
 def test_generations_matter_only_against_each_other(of: Scenario) -> None:
     differed = []
 
-    @settings(max_examples=20)
+    @settings(DRIVEN, max_examples=20)
     @given(st.data(), st.integers(1, 1000))
     def matter_not(data: st.DataObject, by: int) -> None:
         world = new_world(of)
@@ -380,6 +380,8 @@ def test_generations_matter_only_against_each_other(of: Scenario) -> None:
         space = StateSpace(world)
         key = key_of(space, world)
         assert key_of(space, with_generations(of, way, by)) == key
+        if any(action[0] == "receiver_crash" for action, _ in way):
+            return  # what was granted by a process that died has another owner in any case
         older = key_of(space, with_generations(of, way, by, stale=1))
         assert key_of(space, with_generations(of, way, by, stale=by)) == older  # how much older does not matter
         differed.append(older != key)
@@ -392,7 +394,7 @@ def test_generations_matter_only_against_each_other(of: Scenario) -> None:
 def test_the_time_of_day_does_not_matter(name: str) -> None:
     of = PLAIN[name]
 
-    @settings(max_examples=10)
+    @settings(DRIVEN, max_examples=10)
     @given(st.data(), st.integers(1, 10**6))
     def matters_not(data: st.DataObject, later: int) -> None:
         world = new_world(of)
