@@ -29,7 +29,8 @@ EVERY_FAULT = Faults(
     duplicate_max=1, delay_max=1, drop_max=1, abort_max=1, sender_crash_max=1, receiver_crash_max=1, partition_max=1,
     clock_jump_max=1, poison_max=1, heartbeat_loss_max=1, duplicate_room_max=1,
 )  # fmt: skip
-TIME = Time(deadline_ticks=40, queue_deadline_ticks=60, bootstrap_ticks=50, tombstone_ticks=90, resend_ticks=30)
+TIME = Time(deadline_ticks=40, queue_deadline_ticks=60, bootstrap_ticks=50, tombstone_ticks=90, resend_ticks=30,
+            heartbeat_ticks=70)
 
 
 def scenario(allocator: str = "fifo", *, receivers: int = 1, detector: str = "watermark", **schedule: Any) -> Scenario:
