@@ -23,7 +23,10 @@ class CopyOut(NamedTuple):
     """Copy ``tokens`` tokens out of landed blocks to ``start`` of the request's result, then call ``copied``.
 
     Token ``start + i`` lies in ``blocks[i // block_tokens]`` at ``i % block_tokens``. ``first`` says that the
-    first block's aux header carries the position delta (R4: it is read this once and never again).
+    first block's aux header carries the position delta (R4: it is read this once and never again). ``whole``:
+    these are all the tokens of the request, so that the caller may keep the blocks instead of a copy, and
+    call ``lease``. ``checksum`` is the sender's, of these tokens, if it sent one; where the copy does not
+    have it, ``copy_failed`` is called.
     """
 
     room: int
@@ -33,6 +36,8 @@ class CopyOut(NamedTuple):
     tokens: int
     blocks: tuple[BlockRef, ...]
     first: bool
+    whole: bool = False
+    checksum: int | None = None
 
 
 class Recycle(NamedTuple):

@@ -28,6 +28,7 @@ class Reason(IntEnum):
     PROTOCOL = 15
     INTERNAL = 16
     PEER_GONE = 17
+    CHECKSUM = 18
 
     @property
     def by_deadline(self) -> bool:

@@ -30,7 +30,6 @@ from fsm.rules import PROTOCOL, Headers, Rules
 from fsm.states import TERMINAL, State
 
 _STATE_NUMBER: Final[dict[str, int]] = {state: number for number, state in enumerate(State)}
-_UNLIMITED = 1 << 62
 
 Candidate: TypeAlias = tuple[ReceiverRoom, AgreedRoom]
 """A request that wants blocks, as it is here and as all ranks see it."""
@@ -68,7 +67,6 @@ class Receiver(FactKeeper):
         self._fire = self.room_class.fire_flat if flat else self.room_class.fire
         self._grant_blocks_max = min(config.grant_blocks_max or BLOCKS_MAX, BLOCKS_MAX)
         self.counter = 0
-        self.free_result_tokens = config.result_tokens or _UNLIMITED
         self.heartbeat_at = 0.0
         self.waiting: tuple[int, ...] = ()
         """Rooms that hold data and got no blocks in the last tick."""
@@ -184,7 +182,7 @@ class Receiver(FactKeeper):
             if room.pending is not None:
                 times.append(room.resend_at)
         for tombstone in self.tombstones.values():
-            if not tombstone.holds_blocks:
+            if not tombstone.holds_memory:
                 times.append(tombstone.expires_at)
             if tombstone.abort is not None:
                 times.append(tombstone.resend_at)
@@ -236,14 +234,22 @@ class Receiver(FactKeeper):
         for chunk in room.chunks:
             if not chunk.reading:
                 self.rules.read_guard(self.ledger, room.owner(chunk.seq), chunk.blocks)
-                seq, start, tokens, blocks, _ = chunk
-                self._out.append(CopyOut(room.room, room.epoch, seq, start, tokens, blocks, start == 0))
+                seq, start, tokens, blocks, _, checksum = chunk
+                whole = tokens == room.total_tokens
+                self._out.append(
+                    CopyOut(room.room, room.epoch, seq, start, tokens, blocks, start == 0, whole, checksum)
+                )
         room.chunks = tuple(chunk._replace(reading=True) for chunk in room.chunks)
 
     def _complete(self, room: ReceiverRoom, now_s: float) -> None:
         room.failure = Reason.NONE  # whatever was seen since all ranks agreed on Success came too late
         self._move(room, "complete", ReceiverFacts(delivered=True))
-        self._close_room(room, now_s)
+        tombstone = self._close_room(room, now_s)
+        tombstone.reading = room.chunks  # a lease, if it has not come back already
+        if self.config.results_held and not room.leased:
+            tombstone.result_tokens = room.reserved_tokens
+        else:
+            self.free_result_tokens += room.reserved_tokens
 
     def _fail(self, room: ReceiverRoom, reason: Reason, now_s: float) -> None:
         """End a request that cannot succeed. What may still be written goes to quarantine, not to the free
@@ -265,6 +271,10 @@ class Receiver(FactKeeper):
             if not chunk.reading:
                 self._free(room.owner(chunk.seq), chunk.blocks)
         tombstone.reading = tuple(chunk for chunk in room.chunks if chunk.reading)
+        if self.config.results_held and tombstone.reading:
+            tombstone.result_tokens = room.reserved_tokens  # something is still being copied to it
+        else:
+            self.free_result_tokens += room.reserved_tokens
         tombstone.abort = Abort(room.room, room.epoch, self.config.sender_rank, self.config.rank, reason.name)
         tombstone.resend_at = now_s + self.config.timing.resend_s
         self._out.append(Send(tombstone.abort))
@@ -272,7 +282,6 @@ class Receiver(FactKeeper):
     def _close_room(self, room: ReceiverRoom, now_s: float) -> Tombstone:
         del self.rooms[room.room]
         self.ledger.allocator.forget(room.room)
-        self.free_result_tokens += room.reserved_tokens
         tombstone = Tombstone(room, now_s + self.config.timing.tombstone_s)
         self.tombstones[room.room, room.epoch] = tombstone
         self._out.append(Ended(self.config.rank, room.room, room.epoch, room.state, room.failure.name))

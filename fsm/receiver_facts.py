@@ -34,7 +34,11 @@ from fsm.messages import (
 from fsm.reasons import NACK_REASONS, RETRIED_WHILE_BOOTSTRAPPING, Reason
 from fsm.receiver_room import Chunk, ReceiverRoom, Tombstone
 from fsm.rules import Rules
+from fsm.states import State
 from fsm.timing import Timing
+
+UNLIMITED = 1 << 62
+"""Result memory, in tokens, where no limit was set."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,11 @@ class ReceiverConfig:
     """Result memory; 0 = no limit."""
     landed_required: bool = False
     """The transport's send completion does not prove arrival: await the own completion too (R1)."""
+    two_sided: bool = False
+    """Writes end in a receive of one's own: one that was executed must land before its blocks are given up
+    (R5), whatever the sender says."""
+    results_held: bool = False
+    """The caller uses the result memory of a request that ended until it says ``release_result``."""
     descriptors: bytes = b""
     timing: Timing = Timing()
 
@@ -78,6 +87,7 @@ class FactKeeper:
         self.rules = rules
         self.rooms: dict[int, ReceiverRoom] = {}
         self.tombstones: dict[tuple[int, Epoch], Tombstone] = {}
+        self.free_result_tokens = config.result_tokens or UNLIMITED
         self.peer_boot_id = 0
         """The newest process of the sender that was heard of; 0: none."""
         self.gone_boot_id = 0
@@ -139,6 +149,39 @@ class FactKeeper:
         elif tombstone is not None:
             self._guarded(tombstone, self._drop_copy, tombstone, seq)
         return out
+
+    def lease(self, room: int, epoch: Epoch, seq: int, position_delta: int, now_s: float) -> list[Effect]:
+        """Instead of a copy: the caller keeps the blocks of a ``CopyOut`` that is ``whole``, and calls
+        ``copied`` when it is done with them. The request counts as delivered."""
+        out = self._out = []
+        live = self.rooms.get(room)
+        if live is not None and live.epoch == epoch and not live.leased:
+            for chunk in live.chunks:
+                if chunk.seq == seq and chunk.reading and chunk.tokens == live.total_tokens:
+                    live.leased = True
+                    live.delivered_tokens = chunk.tokens
+                    live.position_delta = position_delta
+                    live.progress_at = now_s
+        return out
+
+    def copy_failed(self, room: int, epoch: Epoch, seq: int, reason: Reason, now_s: float) -> list[Effect]:
+        """The copy that ``CopyOut`` asked for has ended, and what was copied is not what was sent
+        (``CHECKSUM``), or it broke (``INTERNAL``): its blocks are free, and the request fails."""
+        out = self._out = []
+        live = self.rooms.get(room)
+        tombstone = self.tombstones.get((room, epoch))
+        if live is not None and live.epoch == epoch:
+            self._observe_failure(live, reason)
+            self._guarded(live, self._drop_wrong_copy, live, seq)
+        elif tombstone is not None:
+            self._guarded(tombstone, self._drop_copy, tombstone, seq)
+        return out
+
+    def release_result(self, room: int, epoch: Epoch) -> None:
+        """The caller is done with the result of a request that ended (only with ``results_held``)."""
+        tombstone = self.tombstones.get((room, epoch))
+        if tombstone is not None and not tombstone.reading:
+            self._free_result(tombstone)
 
     def quiesced(self, boot_id: int) -> list[Effect]:
         """The transport proves that no write of the sender process ``boot_id`` is outstanding or will start
@@ -243,7 +286,9 @@ class FactKeeper:
             self.ledger.unreached(owner, grant.blocks[reached:])
             self._recycle(grant.blocks[reached:])
         room.landed_tokens = closing.committed_tokens
-        room.chunks += (Chunk(grant.seq, grant.start, tokens, grant.blocks[:reached], False),)
+        room.chunks += (
+            Chunk(grant.seq, grant.start, tokens, grant.blocks[:reached], False, closing.checksum),
+        )
         room.grant = room.closing = None
         progress = kernel.progress(INT, room.word_tokens, room.landed_tokens, self.config.landed_required)
         self._out.append(Watermark(self.config.rank, room.room, room.epoch, progress))
@@ -288,10 +333,11 @@ class FactKeeper:
         for chunk in room.chunks:
             if chunk.seq == seq and chunk.reading:
                 room.chunks = tuple(other for other in room.chunks if other.seq != seq)
-                room.delivered_tokens += chunk.tokens
-                room.progress_at = now_s
-                if chunk.start == 0:
-                    room.position_delta = position_delta
+                if not room.leased:  # a lease was delivered when it began
+                    room.delivered_tokens += chunk.tokens
+                    room.progress_at = now_s
+                    if chunk.start == 0:
+                        room.position_delta = position_delta
                 self.rules.free(self.ledger, room, room.owner(seq), chunk.blocks)
                 self._recycle(chunk.blocks)
 
@@ -300,13 +346,25 @@ class FactKeeper:
         tombstone.reading = tuple(chunk for chunk in tombstone.reading if chunk.seq != seq)
         for chunk in done:
             self._free(Owner(tombstone.room, tombstone.epoch, seq), chunk.blocks)
+        if tombstone.state == State.FAILED and not tombstone.reading:
+            self._free_result(tombstone)  # nobody was given the result of a request that failed
+
+    def _drop_wrong_copy(self, room: ReceiverRoom, seq: int) -> None:
+        for chunk in room.chunks:
+            if chunk.seq == seq and chunk.reading:
+                room.chunks = tuple(other for other in room.chunks if other.seq != seq)
+                self._free(room.owner(seq), chunk.blocks)
+
+    def _free_result(self, tombstone: Tombstone) -> None:
+        self.free_result_tokens += tombstone.result_tokens
+        tombstone.result_tokens = 0
 
     def _release_if_quiet(self, tombstone: Tombstone) -> None:
         """Where a send completion does not prove arrival, the own receive must have ended besides."""
         if not tombstone.held or not tombstone.acknowledged:
             return
         under_way = tombstone.executed_seq >= tombstone.held_seq > tombstone.landed_seq
-        if not (self.config.landed_required and under_way):
+        if not (self.config.two_sided and under_way):
             self._release(tombstone)
 
     def _release(self, tombstone: Tombstone) -> None:

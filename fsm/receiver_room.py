@@ -15,20 +15,22 @@ from fsm.table import Lifecycle, Table
 
 
 class Chunk(NamedTuple):
-    """Tokens that have landed and are not yet copied out; ``reading`` once the copy has begun."""
+    """Tokens that have landed and are not yet copied out; ``reading`` once the copy has begun. ``checksum`` is
+    the sender's, if it sent one."""
 
     seq: int
     start: int
     tokens: int
     blocks: tuple[BlockRef, ...]
     reading: bool
+    checksum: int | None = None
 
 
 _PLAIN = (
     "state", "room", "epoch", "early_tokens", "registered", "total_tokens", "flags", "word_tokens",
     "landed_tokens", "landed_seq", "grant", "closing", "chunks", "next_seq", "handled_tokens",
     "last_resume_at", "delivered_tokens", "reserved_tokens", "position_delta", "failure", "notes", "pending",
-    "peer_boot_id", "peer_queue_s", "peer_gone", "total_agreed", "resumes",
+    "peer_boot_id", "peer_queue_s", "peer_gone", "total_agreed", "resumes", "leased",
 )  # fmt: skip
 
 
@@ -40,7 +42,8 @@ class ReceiverRoom(ReceiverLifecycle):
     ``grant`` is the one grant that is out; ``closing`` its STATUS, where the transport's own completion is
     still awaited. ``pending`` is the message that awaits an answer and is sent again until it comes.
     ``peer_gone``: the process that it was registered with was proved to write no more. ``total_agreed``:
-    every rank knows the total. ``notes`` belongs to wrong rules alone.
+    every rank knows the total. ``leased``: the caller keeps the landed blocks instead of a copy. ``notes``
+    belongs to wrong rules alone.
     """
 
     __slots__ = (*(name for name in _PLAIN if name != "state"), "progress_at", "resend_at")
@@ -73,6 +76,7 @@ class ReceiverRoom(ReceiverLifecycle):
         self.peer_gone = False
         self.total_agreed = False
         self.resumes = 0
+        self.leased = False
         self.progress_at = now_s
         self.resend_at = now_s
 
@@ -116,13 +120,13 @@ class Tombstone:
     """What is left of a request that ended: late messages hit it, and its quarantined blocks hang on it.
 
     ``abort`` is sent again until it is acknowledged. ``held`` are blocks that await a quiescence proof, those
-    of grant ``held_seq``; ``reading`` those whose copy out has not ended. A tombstone that holds blocks never
-    expires.
+    of grant ``held_seq``; ``reading`` those whose copy out, or whose lease, has not ended. ``result_tokens``
+    is the result memory that the caller still uses. A tombstone that holds any of these never expires.
     """
 
     __slots__ = (
         "abort", "acknowledged", "epoch", "executed_seq", "expires_at", "held", "held_seq", "landed_seq",
-        "peer_boot_id", "reading", "reason", "resend_at", "room", "state",
+        "peer_boot_id", "reading", "reason", "resend_at", "result_tokens", "room", "state",
     )  # fmt: skip
 
     def __init__(self, room: ReceiverRoom, expires_at: float) -> None:
@@ -138,6 +142,7 @@ class Tombstone:
         self.held_seq = -1
         self.held: tuple[BlockRef, ...] = ()
         self.reading: tuple[Chunk, ...] = ()
+        self.result_tokens = 0
         self.expires_at = expires_at
         self.resend_at = expires_at
 
@@ -146,15 +151,20 @@ class Tombstone:
         """Whether blocks still hang on this tombstone."""
         return bool(self.held or self.reading)
 
+    @property
+    def holds_memory(self) -> bool:
+        """Whether blocks or result memory still hang on it."""
+        return bool(self.held or self.reading or self.result_tokens)
+
     def expired(self, now_s: float) -> bool:
         """R8: whether it may go."""
-        return now_s >= self.expires_at and not self.holds_blocks
+        return now_s >= self.expires_at and not self.holds_memory
 
     def save(self, now_s: float) -> tuple[Any, ...]:
         """As for a room; times relative to ``now_s``. If it awaits nothing, only its name matters."""
         expires = max(self.expires_at - now_s, 0)
-        if self.abort is None and not self.holds_blocks:
-            over = None, True, self.epoch, -1, (), -1, -1, 0, (), Reason.NONE, self.room, self.state
+        if self.abort is None and not self.holds_memory:
+            over = None, True, self.epoch, -1, (), -1, -1, 0, (), Reason.NONE, 0, self.room, self.state
             return (*over, expires, 0)
         resend = self.resend_at - now_s if self.abort is not None else 0
         return (*_TOMB_SAVED(self), expires, resend)

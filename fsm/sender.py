@@ -163,10 +163,20 @@ class Sender:
         self._close_if_over(record)
         return out
 
-    def sent(self, room: int, epoch: Epoch, receiver_rank: int, seq: int, now_s: float) -> list[Effect]:
-        """The write of grant ``seq`` has ended: every byte was handed over and none will follow."""
+    def sent(
+        self,
+        room: int,
+        epoch: Epoch,
+        receiver_rank: int,
+        seq: int,
+        now_s: float,
+        *,
+        checksum: int | None = None,
+    ) -> list[Effect]:
+        """The write of grant ``seq`` has ended: every byte was handed over and none will follow. ``checksum``
+        is that of its tokens; it travels with the STATUS, and means nothing here."""
         out = self._out = []
-        self._write_ended(room, epoch, receiver_rank, seq, now_s, failed=False)
+        self._write_ended(room, epoch, receiver_rank, seq, now_s, checksum, failed=False)
         return out
 
     def write_failed(
@@ -174,7 +184,7 @@ class Sender:
     ) -> list[Effect]:
         """The write of grant ``seq`` broke, and the transport proves that nothing of it is outstanding."""
         out = self._out = []
-        self._write_ended(room, epoch, receiver_rank, seq, now_s, failed=True)
+        self._write_ended(room, epoch, receiver_rank, seq, now_s, None, failed=True)
         return out
 
     def receive(self, message: Message, now_s: float) -> list[Effect]:
@@ -374,7 +384,15 @@ class Sender:
         self._out.append(Write(grant, source_start, end - grant.start, record.total_tokens))
 
     def _write_ended(
-        self, room: int, epoch: Epoch, receiver_rank: int, seq: int, now_s: float, *, failed: bool
+        self,
+        room: int,
+        epoch: Epoch,
+        receiver_rank: int,
+        seq: int,
+        now_s: float,
+        checksum: int | None,
+        *,
+        failed: bool,
     ) -> None:
         record = self.rooms.get(room)
         lane = record.lanes.get(receiver_rank) if record is not None else None
@@ -385,20 +403,23 @@ class Sender:
         if lane.live and failed:
             self._fail(record, lane, Reason.INTERNAL, now_s, tell=True)
         elif lane.live:
-            self._commit(record, lane, grant, now_s)
+            self._commit(record, lane, grant, checksum, now_s)
         else:
             if lane.ack_owed:
                 lane.ack_owed = False
                 self._acknowledge_abort(room, epoch, receiver_rank, lane.seq)
             self._close_if_over(record)
 
-    def _commit(self, record: SenderRoom, lane: Lane, grant: Grant, now_s: float) -> None:
+    def _commit(
+        self, record: SenderRoom, lane: Lane, grant: Grant, checksum: int | None, now_s: float
+    ) -> None:
         lane.committed_tokens = kernel.committed_after(INT, grant.start, grant.capacity, record.total_tokens)
         lane.progress_at = now_s
         self.rules.executed(lane, grant)
         lane.last_status = Status(
             record.room, _epoch(lane), self.config.rank, lane.receiver_rank, grant.seq,
             self.rules.commit_said(record, lane), record.total_tokens, record.has_mrope, record.has_deepstack,
+            checksum,
         )  # fmt: skip
         self._out.append(Send(lane.last_status))
         last = lane.committed_tokens == record.total_tokens

@@ -42,7 +42,11 @@ def enabled(world: World) -> list[Action]:
         lone = world.scenario.schedule.data_lags_status or flight.landed
         if lone and not flight.told:
             actions.append(("told", index))
+        if flight.landed and not flight.noticed:
+            actions.append(("noticed", index))
     actions.extend(("copied", index) for index in range(len(world.copies)))
+    actions.extend(("returned", index) for index in range(len(world.leases)))
+    actions.extend(("released", index) for index in range(len(world.results)))
     actions.extend(("staged", index) for index in range(len(world.stagings)))
     if world._may_arrive(world.ticks):
         actions.append(("arrive",))
@@ -157,13 +161,21 @@ def describe_action(world: World, action: Action) -> str:
         stray = network.strays[action[1]]
         what = "duplicate" if stray.repeats else "late"
         return f"deliver {what} {type(stray.message).__name__} to {world.target_name(stray.channel)}"
-    if kind in ("land", "told", "vanish"):
+    if kind in ("land", "told", "noticed", "vanish"):
         flight = world.flights[action[1]]
-        what = {"land": "bytes land", "told": "write ends", "vanish": "write vanishes"}[kind]
+        what = {
+            "land": "bytes land", "told": "write ends", "noticed": "write is noticed", "vanish": "write vanishes",
+        }[kind]  # fmt: skip
         return f"{what}: room {flight.grant.room} seq {flight.grant.seq} rank {flight.grant.receiver_rank}"
     if kind == "copied":
         copying = world.copies[action[1]]
         return f"copy out ends: room {copying.effect.room} seq {copying.effect.seq} rank {copying.rank}"
+    if kind == "returned":
+        lease = world.leases[action[1]]
+        return f"lease comes back: room {lease.effect.room} rank {lease.rank}"
+    if kind == "released":
+        rank, _, room, _ = world.results[action[1]]
+        return f"result is released: room {room} rank {rank}"
     if kind == "staged":
         return f"staged: room {world.stagings[action[1]][2]} sender {world.stagings[action[1]][0]}"
     return " ".join(str(part) for part in action).replace("_", " ")
@@ -182,6 +194,18 @@ def _stray(world: World, action: Action, choices: Choices) -> None:
 
 def _land(world: World, action: Action, choices: Choices) -> None:
     world.land(action[1])
+
+
+def _noticed(world: World, action: Action, choices: Choices) -> None:
+    world.notice(action[1])
+
+
+def _returned(world: World, action: Action, choices: Choices) -> None:
+    world.end_lease(action[1])
+
+
+def _released(world: World, action: Action, choices: Choices) -> None:
+    world.end_result(action[1])
 
 
 def _told(world: World, action: Action, choices: Choices) -> None:
@@ -379,7 +403,7 @@ def _must_refuse(submit, target, world: World) -> None:  # type: ignore[no-untyp
 
 
 _DO = {
-    "copied": _copied, "staged": _staged,
+    "copied": _copied, "staged": _staged, "noticed": _noticed, "returned": _returned, "released": _released,
     "deliver": _deliver, "stray": _stray, "land": _land, "told": _told, "vanish": _vanish, "arrive": _arrive,
     "gone": _gone, "tick": _tick, "enter": _enter, "leave": _leave, "time": _time, "heal": _heal,
     "duplicate": _duplicate, "delay": _delay, "drop": _drop, "heartbeat_loss": _heartbeat_loss, "poison": _poison,

@@ -12,7 +12,8 @@ GONE = 0
 
 
 class Flight(NamedTuple):
-    """A write that has been started. ``landed``: its bytes are in memory; ``told``: the sender knows that it has ended.
+    """A write that has been started. ``landed``: its bytes are in memory; ``told``: the sender knows that it has ended;
+    ``noticed``: the receiver has been told by the write itself, where writes do that.
 
     ``incarnation`` is that of the memory it goes to, ``boot_id`` that of the sender's process.
     """
@@ -26,6 +27,12 @@ class Flight(NamedTuple):
     incarnation: int
     landed: bool
     told: bool
+    noticed: bool = True
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing of it is still to come."""
+        return self.landed and self.told and self.noticed
 
 
 class Copying(NamedTuple):

@@ -184,6 +184,16 @@ class RememberedReceiver(Remembered):
         effects: list[Effect] = self._step(key, lambda receiver: receiver.copied(room, epoch, seq, position_delta, 0))
         return effects
 
+    def lease(self, room: int, epoch: Epoch, seq: int, position_delta: int, now_s: float) -> list[Effect]:
+        """As for the receiver itself."""
+        key = ("lease", room, epoch, seq, position_delta)
+        effects: list[Effect] = self._step(key, lambda receiver: receiver.lease(room, epoch, seq, position_delta, 0))
+        return effects
+
+    def release_result(self, room: int, epoch: Epoch) -> None:
+        """As for the receiver itself."""
+        self._step(("release", room, epoch), lambda receiver: receiver.release_result(room, epoch))
+
     def abort(self, room: int) -> None:
         """As for the receiver itself."""
         self._step(("abort", room), lambda receiver: receiver.abort(room))
@@ -225,6 +235,7 @@ class RememberedReceiver(Remembered):
 
 REMEMBERED_ACTIONS = (
     "deliver", "stray", "duplicate", "delay", "drop", "heartbeat_loss", "land", "told", "vanish", "copied", "staged",
+    "noticed", "returned", "released",
     "tick", "abort", "sender_abort", "heal",
 )  # fmt: skip
 """Actions in which nothing is asked of a process but what is remembered; all others are done on the real objects."""

@@ -54,7 +54,8 @@ def plan_of(scenario: Scenario) -> Plan:
             ReceiverConfig(
                 layout=layout, rank=rank, sender_rank=sender_of[rank], total_tokens_max=total_tokens_max,
                 grant_blocks_max=scenario.pool.grant_blocks_max, result_tokens=scenario.result.tokens,
-                landed_required=scenario.schedule.data_lags_status, timing=timing,
+                landed_required=scenario.schedule.data_lags_status or scenario.schedule.notice_lags,
+                two_sided=scenario.schedule.data_lags_status, results_held=scenario.result.held, timing=timing,
             )
             for rank in ranks
         ]),

@@ -72,6 +72,10 @@ class Pool(Section, frozen=True, kw_only=True):
         Count,
         Meta(description="blocks start with headers of earlier requests of so many tokens; 0 = clean"),
     ] = 0
+    lease: Annotated[
+        bool,
+        Meta(description="a request that one grant holds is not copied out: its blocks are kept, and come back later"),
+    ] = False
 
 
 class Source(Section, frozen=True, kw_only=True):
@@ -86,6 +90,7 @@ class Result(Section, frozen=True, kw_only=True):
     """`[result]`: the receiver's result memory, reserved whole before a grant is asked for."""
 
     tokens: Annotated[Count, Meta(description="result memory of each receiver rank; 0 = unlimited")] = 0
+    held: Annotated[bool, Meta(description="results are used for a while after the request has ended")] = False
 
 
 class Request(Section, frozen=True, kw_only=True):
@@ -125,6 +130,10 @@ class Schedule(Section, frozen=True, kw_only=True):
     ] = False
     data_lags_status: Annotated[
         bool, Meta(description="send completion does not prove arrival: data may land after its STATUS")
+    ] = False
+    notice_lags: Annotated[
+        bool,
+        Meta(description="a write tells the receiver itself that it has ended: before its STATUS or after"),
     ] = False
     rank_skew_ticks: Annotated[
         Count, Meta(description="steps that may pass between a rank's and another's part in a tick; 0 = in step")
@@ -420,6 +429,11 @@ def _check_together(scenario: Scenario, problems: list[str]) -> None:
         problems.append(
             f"time.tombstone_ticks: got {scenario.time.tombstone_ticks}, expected at least time.deadline_ticks "
             f"({scenario.time.deadline_ticks}): a tombstone must outlive every resend that it answers"
+        )
+    if scenario.schedule.notice_lags and scenario.schedule.data_lags_status:
+        problems.append(
+            "schedule.notice_lags: got true together with schedule.data_lags_status, expected one of them: in the "
+            "one a write that has ended is there, in the other it may not be"
         )
     seen: list[str] = []
     for index, hazard in enumerate(scenario.variant.hazards):

@@ -153,7 +153,8 @@ class StateSpace:
         return self._canonical(raw)
 
     def _under_way(self) -> tuple[Any, ...]:
-        return (self.world.flights, self.world.copies, self.world.stagings)
+        world = self.world
+        return (world.flights, world.copies, world.stagings, world.leases, world.results)
 
     def _rest(self) -> tuple[Any, ...]:
         world = self.world
@@ -256,7 +257,7 @@ class StateSpace:
             elif component == self._network:
                 world.network.load(value)
             elif component == self._network + 1:
-                world.flights, world.copies, world.stagings = value
+                world.flights, world.copies, world.stagings, world.leases, world.results = value
             elif component == self._network + 2:
                 world.monitors.load(value)
             else:

@@ -113,6 +113,10 @@ class World:
         self.network = Network(ranks.receivers)
         self.flights: tuple[Flight, ...] = ()
         self.copies: tuple[Copying, ...] = ()
+        self.leases: tuple[Copying, ...] = ()
+        """Landed blocks that are kept instead of a copy."""
+        self.results: tuple[tuple[int, int, int, Epoch], ...] = ()
+        """Results in use: rank, incarnation of its memory, room, epoch."""
         self.stagings: tuple[tuple[int, int, int], ...] = ()
         """Payloads being staged: sender rank, its boot_id, and the room."""
         self.monitors = Monitors()
@@ -343,13 +347,23 @@ class World:
         self._put(flight)
         if self.scenario.schedule.data_lags_status:
             self._replace_flight(index, flight._replace(landed=True))
-            grant = flight.grant
-            rank = grant.receiver_rank
-            if self.incarnations[rank] == flight.incarnation:
-                self._from_receiver(rank, self.receivers[rank].landed(grant.room, grant.epoch, grant.seq, self.now))
+            self._notice(flight)
+        elif not flight.noticed:
+            self._replace_flight(index, flight._replace(landed=True))
         else:
             self._end_flight(index)
             self._tell_sender(flight)
+
+    def notice(self, index: int) -> None:
+        """The receiver learns from the write itself that it has ended."""
+        flight = self.flights[index]
+        self._replace_flight(index, flight._replace(noticed=True))
+        self._notice(flight)
+
+    def _notice(self, flight: Flight) -> None:
+        grant, rank = flight.grant, flight.grant.receiver_rank
+        if self.incarnations[rank] == flight.incarnation:
+            self._from_receiver(rank, self.receivers[rank].landed(grant.room, grant.epoch, grant.seq, self.now))
 
     def tell(self, index: int) -> None:
         """The sender learns that its write has ended."""
@@ -367,7 +381,7 @@ class World:
         for flight in self.flights:
             if flight.boot_id == boot_id and self.sender_of[flight.grant.receiver_rank] == sender:
                 flight = flight._replace(told=True)
-            if not (flight.landed and flight.told):
+            if not flight.over:
                 flights.append(flight)
         self.flights = tuple(flights)
 
@@ -375,7 +389,7 @@ class World:
         self.flights = self.flights[:index] + self.flights[index + 1 :]
 
     def _replace_flight(self, index: int, flight: Flight) -> None:
-        kept = () if flight.landed and flight.told else (flight,)
+        kept = () if flight.over else (flight,)
         self.flights = self.flights[:index] + kept + self.flights[index + 1 :]
 
     def _tell_sender(self, flight: Flight) -> None:
@@ -452,7 +466,33 @@ class World:
         if effect.first and not wrong and delta != request + 1:
             wrong = "the position delta in the first header is not that of this request"
         self._emit(Delivered(rank, effect.room, effect.epoch, effect.seq, effect.start, effect.tokens, wrong))
-        self._from_receiver(rank, self.receivers[rank].copied(effect.room, effect.epoch, effect.seq, delta, self.now))
+        name = effect.room, effect.epoch, effect.seq, delta, self.now
+        if effect.whole and self.scenario.pool.lease:
+            self.leases += (Copying(rank, self.incarnations[rank], effect),)
+            self._from_receiver(rank, self.receivers[rank].lease(*name))
+        else:
+            self._from_receiver(rank, self.receivers[rank].copied(*name))
+
+    def end_lease(self, index: int) -> None:
+        """The blocks that were kept come back. What they hold must still be what it was."""
+        rank, incarnation, effect = self.leases[index]
+        self.leases = self.leases[:index] + self.leases[index + 1 :]
+        if self.incarnations[rank] != incarnation:
+            return
+        request = self.receiving[effect.room, effect.epoch]
+        wrong = self.memories[rank].wrong([ref.block for ref in effect.blocks], request, effect.start, effect.tokens)
+        if wrong:
+            text = f"room {effect.room} rank {rank}: its leased blocks were overwritten: {wrong}"
+            self._emit(LedgerRefused(rank, effect.room, "I1", text))
+        copied = self.receivers[rank].copied(effect.room, effect.epoch, effect.seq, 0, self.now)
+        self._from_receiver(rank, copied)
+
+    def end_result(self, index: int) -> None:
+        """The caller has used a result."""
+        rank, incarnation, room, epoch = self.results[index]
+        self.results = self.results[:index] + self.results[index + 1 :]
+        if self.incarnations[rank] == incarnation:
+            self.receivers[rank].release_result(room, epoch)
 
     def _recycle(self, rank: int, effect: Recycle) -> None:
         self.memories[rank].recycle(effect.blocks, effect.clear_headers)
@@ -473,6 +513,8 @@ class World:
         self._emit(Progressed(rank, effect.room, effect.epoch, effect.tokens))
 
     def _receiver_ended(self, rank: int, effect: Ended) -> None:
+        if self.scenario.result.held and effect.epoch is not None:
+            self.results += ((rank, self.incarnations[rank], effect.room, effect.epoch),)
         self._finished("receiver", effect)
 
     def _sender_ended(self, rank: int, effect: Ended) -> None:
@@ -508,6 +550,7 @@ class World:
         flight = Flight(
             grant, effect.source_start, effect.tokens, effect.total_tokens, self.sending[grant.room],
             self.senders[rank].boot_id, born if grant.epoch.boot_id >= born else GONE, False, False,
+            not self.scenario.schedule.notice_lags,
         )  # fmt: skip
         if self.scenario.schedule.status_lags_data and not self.scenario.schedule.data_lags_status:
             self._put(flight)
@@ -564,6 +607,8 @@ class World:
             and not self.network.cut
             and not self.flights
             and not self.copies
+            and not self.leases
+            and not self.results
             and not self.stagings
             and not self.dead_boots
             and all(receiver.resting for receiver in self.receivers)

@@ -404,7 +404,7 @@ def test_the_whole_in_one_grant_ends_without_any_resume() -> None:
     who = receiver(8)
     refs = granted(offered(who, 20)).blocks
     who.receive(status(0, 20), 1)
-    assert who.tick(2) == [CopyOut(1, E1, 0, 0, 20, refs, True)]
+    assert who.tick(2) == [CopyOut(1, E1, 0, 0, 20, refs, True, whole=True)]
     assert room_of(who).state == State.WAITING
     assert who.copied(1, E1, 0, 5, 3) == [Recycle((0, 1, 2, 3, 4), True)]
     assert who.tick(4) == [

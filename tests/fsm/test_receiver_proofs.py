@@ -137,7 +137,7 @@ def test_an_acknowledgement_that_nobody_asked_for_is_let_through() -> None:
 
 
 def test_r5_the_senders_word_is_not_enough_where_completions_are_required() -> None:
-    who = receiver(2, landed_required=True)
+    who = receiver(2, landed_required=True, two_sided=True)
     offered(who, 20)
     fail(who)
     assert who.receive(abort_ack(executed_seq=0), 1) == []
@@ -148,7 +148,7 @@ def test_r5_the_senders_word_is_not_enough_where_completions_are_required() -> N
 
 
 def test_r5_a_completion_before_the_acknowledgement_waits_for_it() -> None:
-    who = receiver(2, landed_required=True)
+    who = receiver(2, landed_required=True, two_sided=True)
     offered(who, 20)
     fail(who)
     assert who.landed(1, E1, 0, 1) == []
@@ -157,7 +157,7 @@ def test_r5_a_completion_before_the_acknowledgement_waits_for_it() -> None:
 
 
 def test_r5_a_completion_that_came_while_it_lived_is_remembered() -> None:
-    who = receiver(2, landed_required=True)
+    who = receiver(2, landed_required=True, two_sided=True)
     offered(who, 20)
     who.landed(1, E1, 0, 0)
     fail(who)
@@ -165,7 +165,7 @@ def test_r5_a_completion_that_came_while_it_lived_is_remembered() -> None:
 
 
 def test_r5_a_write_that_was_never_begun_is_not_waited_for() -> None:
-    who = receiver(2, landed_required=True)
+    who = receiver(2, landed_required=True, two_sided=True)
     offered(who, 20)
     fail(who)
     assert who.receive(abort_ack(executed_seq=-1), 2) == [Recycle((0, 1), True)]
@@ -173,7 +173,7 @@ def test_r5_a_write_that_was_never_begun_is_not_waited_for() -> None:
 
 def test_r5_a_status_that_was_seen_outweighs_an_acknowledgement_that_knows_of_no_write() -> None:
     """A sender that has forgotten the epoch acknowledges with -1: it does not know, and the STATUS did."""
-    who = receiver(2, landed_required=True)
+    who = receiver(2, landed_required=True, two_sided=True)
     offered(who, 20)
     who.receive(status(0, 8), 0)
     fail(who)
@@ -184,7 +184,7 @@ def test_r5_a_status_that_was_seen_outweighs_an_acknowledgement_that_knows_of_no
 
 
 def test_r5_earlier_completions_do_not_stand_for_a_later_one() -> None:
-    who = receiver(2, landed_required=True)
+    who = receiver(2, landed_required=True, two_sided=True)
     offered(who, 20)
     who.landed(1, E1, 0, 0)
     land(who)
@@ -356,7 +356,9 @@ def test_r11_a_refusal_upon_a_tombstone_is_reported_and_no_more() -> None:
         return True
 
     for prove in ("ack", "gone", "landed"):
-        who = receiver(2, rules=replace(PROTOCOL, settle=to_another), landed_required=prove == "landed")
+        two_sided = prove == "landed"
+        rules = replace(PROTOCOL, settle=to_another)
+        who = receiver(2, rules=rules, landed_required=two_sided, two_sided=two_sided)
         offered(who, 20)
         fail(who)
         if prove == "ack":

@@ -69,6 +69,7 @@ def fresh_room(**changed: Any) -> tuple[Any, ...]:
         "peer_gone": False,
         "total_agreed": False,
         "resumes": 0,
+        "leased": False,
         "progress_at": 0,
         "resend_at": 0,
     }
@@ -144,11 +145,11 @@ def test_a_fresh_tombstone() -> None:
     tombstone = Tombstone(room, 60)
     exactly(
         [getattr(tombstone, name) for name in Tombstone.__slots__],
-        [None, False, E1, -1, 60, (), -1, 4, 7, (), Reason.ABORTED, 60, 1, State.FAILED],
+        [None, False, E1, -1, 60, (), -1, 4, 7, (), Reason.ABORTED, 60, 0, 1, State.FAILED],
     )
 
 
-OVER = (None, True, E1, -1, (), -1, -1, 0, (), Reason.NONE, 1, State.FAILED)
+OVER = (None, True, E1, -1, (), -1, -1, 0, (), Reason.NONE, 0, 1, State.FAILED)
 
 
 def test_a_tombstone_that_awaits_nothing_is_a_name() -> None:
@@ -175,7 +176,7 @@ def test_a_tombstone_that_awaits_an_acknowledgement() -> None:
     who.submit(1, 0)
     fail(who)
     message = Abort(1, E1, 0, 0, "ABORTED")
-    saved = (message, False, E1, -1, (), -1, -1, 0, (), Reason.ABORTED, 1, State.FAILED, 58, 5)
+    saved = (message, False, E1, -1, (), -1, -1, 0, (), Reason.ABORTED, 0, 1, State.FAILED, 58, 5)
     exactly(who.tombstones[1, E1].save(2), saved)
     loaded = Tombstone.load(saved, 100)
     assert (loaded.abort, loaded.expires_at, loaded.resend_at, loaded.acknowledged) == (message, 158, 105, False)
@@ -187,7 +188,7 @@ def test_a_tombstone_that_awaits_a_proof_of_a_process_that_was_restarted() -> No
     refs = who.rooms[1].grant.blocks  # type: ignore[union-attr]
     fail(who)
     who.receive(abort_ack(boot_id=SENDER_BOOT + 1), 0)
-    saved = (None, False, E1, -1, refs, 0, -1, SENDER_BOOT, (), Reason.ABORTED, 1, State.FAILED, 58, 0)
+    saved = (None, False, E1, -1, refs, 0, -1, SENDER_BOOT, (), Reason.ABORTED, 0, 1, State.FAILED, 58, 0)
     exactly(who.tombstones[1, E1].save(2), saved)
     assert Tombstone.load(saved, 2).held_seq == 0
 
@@ -197,7 +198,7 @@ def test_a_tombstone_whose_copy_has_not_ended() -> None:
     chunks = who.rooms[1].chunks
     fail(who)
     who.receive(abort_ack(executed_seq=0), 0)
-    saved = (None, True, E1, 0, (), -1, -1, SENDER_BOOT, chunks, Reason.ABORTED, 1, State.FAILED, 60, 0)
+    saved = (None, True, E1, 0, (), -1, -1, SENDER_BOOT, chunks, Reason.ABORTED, 0, 1, State.FAILED, 60, 0)
     exactly(who.tombstones[1, E1].save(0), saved)
 
 

@@ -95,6 +95,7 @@ def test_reasons_are_numbers_that_ranks_exchange_and_so_never_change() -> None:
         "PROTOCOL": 15,
         "INTERNAL": 16,
         "PEER_GONE": 17,
+        "CHECKSUM": 18,
     }
 
 

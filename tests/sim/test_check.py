@@ -22,6 +22,7 @@ from fsm.receiver_facts import FactKeeper
 from fsm.rules import PROTOCOL, Rules
 from fsm.sender import Sender
 from sim import actions, zoo, zoo_table
+from sim import scenario as keys
 from sim.choices import Scripted
 from sim.engines.check import check, new_world, trace_digest
 from sim.engines.replay import replay
@@ -260,6 +261,9 @@ COMPARED = {
     "early grants": but(SMALL, requests=(Request(tokens=3, grant_tokens=2),), faults=Faults(abort_max=1)),
     "late data": but(SMALL, schedule=Schedule(data_lags_status=True), faults=Faults(abort_max=1)),
     "slow copies": but(SMALL, schedule=Schedule(copy_lags=True, staging_lags=True), faults=Faults(abort_max=1)),
+    "notices": but(SMALL, schedule=Schedule(notice_lags=True), faults=Faults(abort_max=1)),
+    "leases": with_pool(but(SMALL, faults=Faults(abort_max=1)), lease=True, blocks=3),
+    "held results": but(SMALL, result=keys.Result(tokens=3, held=True), faults=Faults(abort_max=1)),
     "a drop": but(TINY, time=SHORT, faults=Faults(drop_max=1)),
     "a partition": but(SMALL, time=SHORT, faults=Faults(partition_max=1)),
     "a clock jump": but(SMALL, time=SHORT, faults=Faults(clock_jump_max=1)),

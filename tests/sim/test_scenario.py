@@ -361,7 +361,11 @@ SCENARIOS = st.builds(
     requests=st.lists(drawn(Request), min_size=1, max_size=3).map(tuple),
     ranks=drawn(RankCounts),
     variant=drawn(Variant),
-    schedule=drawn(Schedule),
+    schedule=drawn(Schedule).map(
+        lambda schedule: msgspec.structs.replace(
+            schedule, notice_lags=schedule.notice_lags and not schedule.data_lags_status
+        )
+    ),
     time=drawn(Time).map(
         lambda time: msgspec.structs.replace(time, tombstone_ticks=max(time.tombstone_ticks, time.deadline_ticks))
     ),
@@ -451,3 +455,9 @@ def test_a_tombstone_must_outlive_the_deadline() -> None:
     with pytest.raises(ScenarioError, match=refusal):
         load_scenario(text)
     assert load_scenario(text.replace("49", "50")).time.tombstone_ticks == 50
+
+
+def test_two_physics_at_once_are_refused() -> None:
+    """Where a write that has ended is there, it cannot be that it is not."""
+    with pytest.raises(ScenarioError, match=r"schedule\.notice_lags: got true together with schedule\.data_lags_status"):
+        validate_scenario(Scenario(schedule=Schedule(notice_lags=True, data_lags_status=True)))

@@ -67,6 +67,7 @@ HOSTILE = {
     "two ranks": scenario("adversary", receivers=2),
     "slow copies": scenario("adversary", receivers=2, copy_lags=True, staging_lags=True),
     "late data": scenario("adversary", data_lags_status=True),
+    "notices": scenario("adversary", notice_lags=True),
     "skewed ranks": scenario("adversary", receivers=2, rank_skew_ticks=2),
 }
 """Worlds in which they do not."""

@@ -62,6 +62,7 @@ def scenarios(draw: Callable[..., Any], faults: bool = True) -> Scenario:
         )
         for _ in range(draw(st.integers(1, 3)))
     )
+    data_lags_status = draw(st.booleans())
     largest = max(-(-request.tokens // block_tokens) for request in requests)
     scenario = Scenario(
         pool=Pool(
@@ -72,15 +73,19 @@ def scenarios(draw: Callable[..., Any], faults: bool = True) -> Scenario:
             grant_blocks_max=draw(st.integers(0, 2)),
             refusals_max=draw(st.integers(0, 2)),
             stale_header_tokens=draw(st.sampled_from([0, 3])),
+            lease=draw(st.booleans()),
         ),
         source=Source(blocks=largest + draw(st.sampled_from([0, 1, 64]))),
-        result=Result(tokens=draw(st.sampled_from([0, 0, TOKENS_MAX, 2 * TOKENS_MAX]))),
+        result=Result(
+            tokens=draw(st.sampled_from([0, 0, TOKENS_MAX, 2 * TOKENS_MAX])), held=draw(st.booleans())
+        ),
         requests=requests,
         ranks=RankCounts(receivers=receivers, senders=draw(st.integers(1, receivers))),
         schedule=Schedule(
             polls_per_delivery=draw(st.integers(1, 2)),
             status_lags_data=draw(st.booleans()),
-            data_lags_status=draw(st.booleans()),
+            data_lags_status=data_lags_status,
+            notice_lags=not data_lags_status and draw(st.booleans()),
             copy_lags=draw(st.booleans()),
             staging_lags=draw(st.booleans()),
             rank_skew_ticks=draw(st.integers(0, 2)),
