@@ -72,7 +72,7 @@ def fold(observations: tuple[Observation, ...], rules: Rules) -> Agreed:
     for observation in observations:
         for seen in observation.rooms:
             by_room.setdefault(seen.room, []).append(seen)
-    rooms = tuple(_fold_room(by_room[room], len(observations), rules) for room in sorted(by_room))
+    rooms = tuple(fold_room(by_room[room], len(observations), rules) for room in sorted(by_room))
     return Agreed(
         rooms,
         min(o.free_blocks for o in observations),
@@ -80,7 +80,8 @@ def fold(observations: tuple[Observation, ...], rules: Rules) -> Agreed:
     )
 
 
-def _fold_room(seen: list[Observed], ranks: int, rules: Rules) -> AgreedRoom:
+def fold_room(seen: list[Observed], ranks: int, rules: Rules) -> AgreedRoom:
+    """Fold what those of ``ranks`` ranks that have a request see of it; at least one."""
     known = len(seen) == ranks
     total = _fold_equal([s.total_tokens for s in seen], known)
     flags = _fold_equal([s.flags for s in seen], known)

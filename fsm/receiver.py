@@ -29,10 +29,12 @@ from fsm.receiver_room import FiveStateReceiverRoom, ReceiverRoom, Tombstone
 from fsm.rules import PROTOCOL, Headers, Rules
 from fsm.states import TERMINAL, State
 
-_STATE_NUMBER: Final[dict[str, int]] = {state: number for number, state in enumerate(State)}
+STATE_NUMBER: Final[dict[str, int]] = {state: number for number, state in enumerate(State)}
 
 Candidate: TypeAlias = tuple[ReceiverRoom, AgreedRoom]
 """A request that wants blocks, as it is here and as all ranks see it."""
+Left: TypeAlias = tuple[int, int]
+"""Free blocks, and free result tokens."""
 _FIRST = FirstChoice()
 
 
@@ -196,7 +198,7 @@ class Receiver(FactKeeper):
         if seen.total_tokens > UNKNOWN and not room.total_agreed:
             room.total_agreed, room.progress_at = True, now_s
         step = kernel.verdict(
-            INT, _STATE_NUMBER[room.state], seen.known, seen.registered, seen.failure, seen.total_tokens,
+            INT, STATE_NUMBER[room.state], seen.known, seen.registered, seen.failure, seen.total_tokens,
             seen.committed_tokens, room.handled_tokens, seen.delivered_tokens, False,
         )  # fmt: skip
         if step == kernel.IDLE:
@@ -302,27 +304,35 @@ class Receiver(FactKeeper):
         self, candidates: list[Candidate], agreed: Agreed, now_s: float, choices: Choices
     ) -> None:
         """R6, R7: one agreed order over one agreed number of blocks; each takes what there is."""
-        free = self.rules.equal_capacity(agreed.free_blocks, self._offered)
-        free_result = agreed.free_result_tokens
+        left = self.rules.equal_capacity(agreed.free_blocks, self._offered), agreed.free_result_tokens
         candidates.sort(key=lambda candidate: self.rules.order(candidate[0]))
         waiting: list[int] = []
         for room, seen in candidates:
-            if room.next_seq == 0:
-                early = seen.total_tokens == UNKNOWN
-                fits = kernel.result_needed(INT, seen.total_tokens, self._early_limit()) <= free_result
-                if early and not (fits and room.early_tokens):
-                    continue  # it waits for its OFFER, and keeps nobody from anything
-                if not fits:
-                    free = 0  # newcomers queue in order for result memory: the first one waits, all wait
-            given = self._grant_to(room, seen, free, now_s, choices) if free > 0 else 0
-            if given:
-                free -= given
-                free_result -= room.reserved_tokens if room.next_seq == 1 else 0
-            elif room.handled_tokens:
-                free = 0  # it holds data: nobody behind it may take what it waits for
+            left, waits = self._serve(room, seen, left, now_s, choices)
+            if waits:
                 waiting.append(room.room)
                 self._guarded(room, self.rules.starved, self, room)
         self.waiting = tuple(waiting)
+
+    def _serve(
+        self, room: ReceiverRoom, seen: AgreedRoom, left: Left, now_s: float, choices: Choices
+    ) -> tuple[Left, bool]:
+        """Grant one candidate what it may have of what is ``left``: free blocks and free result tokens. What is
+        left behind it, and whether it waits with data."""
+        free, free_result = left
+        if room.next_seq == 0:
+            early = seen.total_tokens == UNKNOWN
+            fits = kernel.result_needed(INT, seen.total_tokens, self._early_limit()) <= free_result
+            if early and not (fits and room.early_tokens):
+                return left, False  # it waits for its OFFER, and keeps nobody from anything
+            if not fits:
+                free = 0  # newcomers queue in order for result memory: the first one waits, all wait
+        given = self._grant_to(room, seen, free, now_s, choices) if free > 0 else 0
+        if given:
+            return (free - given, free_result - (room.reserved_tokens if room.next_seq == 1 else 0)), False
+        if room.handled_tokens:
+            return (0, free_result), True  # it holds data: nobody behind it may take what it waits for
+        return (free, free_result), False
 
     def _early_limit(self) -> int:
         """R6: an early grant reserves result memory at the configured limit."""

@@ -1,5 +1,8 @@
 """A run as a file: versioned JSON Lines, one header, one line for each step, one ending.
 
+A run of the simulator is told by its steps, which say all. A run of real workers cannot be told so; there a line is
+an event that was seen (:class:`Seen`), in the order in which one process saw them. Both are read by the same checkers.
+
 The header holds all that is needed to run it again; a step holds the action taken and every pick that was made inside
 it, with the number of options there were. A replay compares all of that, so that a trace that no longer fits the code
 is an error at the step where it parts from it, and never a different run that passes for the same.
@@ -8,12 +11,13 @@ is an error at the step where it parts from it, and never a different run that p
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import msgspec
 from msgspec import Struct
 
 from fsm.errors import LocalError
+from fsm.events import AnyEvent
 
 TRACE_VERSION = 1
 
@@ -34,8 +38,16 @@ class Step(Struct, frozen=True, tag="step", tag_field="line"):
     picks: tuple[Pick, ...] = ()
 
 
+class Seen(Struct, frozen=True, tag="seen", tag_field="line"):
+    """Something that happened in a real run, ``at_s`` seconds after its header was written."""
+
+    at_s: float
+    event: AnyEvent
+
+
 class TraceHeader(Struct, frozen=True, tag="header", tag_field="line"):
-    """What was run: ``scenario`` is the whole of it as plain data, the variant included."""
+    """What was run: ``scenario`` is the whole of it as plain data, the variant included. ``engine`` is ``"worker"`` for
+    a real run; ``scenario`` then is the worker's configuration."""
 
     version: int
     engine: str
@@ -54,21 +66,31 @@ class TraceEnding(Struct, frozen=True, tag="ending", tag_field="line"):
 
 
 class Trace(NamedTuple):
-    """A whole run."""
+    """A whole run: ``steps`` of the simulator, or what was ``seen`` of real workers."""
 
     header: TraceHeader
     steps: tuple[Step, ...]
     ending: TraceEnding
+    seen: tuple[Seen, ...] = ()
 
 
-_LINE = msgspec.json.Decoder(TraceHeader | Step | TraceEnding)
+WORKER = "worker"
+"""The engine of a real run."""
+
+Line: TypeAlias = TraceHeader | Step | Seen | TraceEnding
+
+_LINE = msgspec.json.Decoder(Line)
 
 
 def dump_trace(trace: Trace) -> str:
     """The trace as JSON Lines."""
-    encode = msgspec.json.encode
-    lines = [encode(trace.header), *(encode(step) for step in trace.steps), encode(trace.ending)]
-    return "".join(line.decode() + "\n" for line in lines)
+    lines: list[Line] = [trace.header, *trace.steps, *trace.seen, trace.ending]
+    return "".join(map(dump_line, lines))
+
+
+def dump_line(line: Line) -> str:
+    """One line of a trace, for whoever writes it while it happens."""
+    return msgspec.json.encode(line).decode() + "\n"
 
 
 def parse_trace(lines: Iterable[str], *, source: str = "<trace>") -> Trace:
@@ -76,13 +98,20 @@ def parse_trace(lines: Iterable[str], *, source: str = "<trace>") -> Trace:
     header: TraceHeader | None = None
     ending: TraceEnding | None = None
     steps: list[Step] = []
+    seen: list[Seen] = []
+    broken: LocalError | None = None
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
+        if broken is not None:
+            raise broken
         try:
             record = _LINE.decode(line)
         except (msgspec.DecodeError, ValueError, RecursionError) as error:
-            raise LocalError(f"{source}, line {number}: not a line of a trace: {error}") from None
+            broken = LocalError(f"{source}, line {number}: not a line of a trace: {error}")
+            if header is None or header.engine != WORKER:
+                raise broken from None
+            continue  # the last line of a process that was killed may be half a line
         if header is None:
             if not isinstance(record, TraceHeader):
                 raise LocalError(f"{source}, line {number}: expected the header first")
@@ -94,10 +123,17 @@ def parse_trace(lines: Iterable[str], *, source: str = "<trace>") -> Trace:
             raise LocalError(f"{source}, line {number}: nothing may follow the ending, and there is one header")
         elif isinstance(record, TraceEnding):
             ending = record
+        elif isinstance(record, Seen) != (header.engine == WORKER):
+            expected = "seen" if header.engine == WORKER else "step"
+            raise LocalError(f"{source}, line {number}: expected a line '{expected}', as engine '{header.engine}' says")
+        elif isinstance(record, Seen):
+            seen.append(record)
         else:
             steps.append(record)
     if header is None:
         raise LocalError(f"{source}: empty; expected a header line")
     if ending is None:
-        raise LocalError(f"{source}: cut off after step {len(steps)}: the ending is missing")
-    return Trace(header, tuple(steps), ending)
+        if header.engine != WORKER:
+            raise LocalError(f"{source}: cut off after step {len(steps)}: the ending is missing")
+        ending = TraceEnding()  # a process that was killed writes none; what it saw until then counts
+    return Trace(header, tuple(steps), ending, tuple(seen))

@@ -10,7 +10,8 @@ import msgspec
 import typer
 from rich.console import Console
 
-from fsm.trace import Trace
+from fsm.errors import LocalError
+from fsm.trace import WORKER, Trace
 from sim import render
 from sim.cli_common import (
     JsonOption,
@@ -24,6 +25,7 @@ from sim.cli_common import (
     reports_errors,
     save_trace,
 )
+from sim.cli_seen import replay_seen
 from sim.cli_view import StepView, views_of
 from sim.engines.replay import replay, scenario_of
 from sim.engines.shrink import shrink
@@ -58,9 +60,13 @@ def print_broken(console: Console, trace: Trace) -> None:
 def replay_command(trace: TraceArgument, json: JsonOption = False) -> None:
     """Run a trace again, strictly, and show it: a line a step, differences only, a column for each rank.
 
-    A trace that no longer fits the program is an error that names the step.
+    A trace that no longer fits the program is an error that names the step. The trace of a real worker is not run
+    again: the checkers look at the events that it saw.
     """
     read = read_trace(trace)
+    if read.header.engine == WORKER:
+        replay_seen(read, trace, json=json)
+        return
     replayed = replay(read)
     broken = read.ending.property
     command = command_line("replay", str(trace))
@@ -85,6 +91,8 @@ def shrink_command(trace: TraceArgument, to: TraceOption = None, json: JsonOptio
     It is written beside the trace as NAME.short.jsonl, or to --trace FILE.
     """
     read = read_trace(trace)
+    if read.header.engine == WORKER:
+        raise LocalError(f"{trace}: the trace of a real worker has no steps that could be left out")
     target = to or trace.with_name(f"{trace.stem}.short{trace.suffix or '.jsonl'}")
     check_writable(target)
     with bar("shrinking", quiet=json) as shown:

@@ -423,7 +423,7 @@ def _found(outcome: RunOutcome) -> tuple[Found, ...]:
     """Every property that the last step broke, each with the same steps and an ending of its own."""
     if outcome.trace is None:
         return ()
-    header, steps, ending = outcome.trace
+    header, steps, ending, _ = outcome.trace
     return tuple(
         Found(name, len(steps), text, Trace(header, steps, TraceEnding(name, text, ending.digest)))
         for name, text in outcome.violations

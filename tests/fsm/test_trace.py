@@ -9,9 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fsm.errors import LocalError
+from fsm.events import Granted, Wrote
+from fsm.messages import BlockRef, Epoch
 from fsm.trace import (
     TRACE_VERSION,
+    WORKER,
     Pick,
+    Seen,
     Step,
     Trace,
     TraceEnding,
@@ -183,3 +187,37 @@ def test_errors_in_a_file_name_the_file(tmp_path: Path) -> None:
     with pytest.raises(LocalError) as caught:
         read_trace(file)
     assert str(caught.value).startswith(f"{file}, line 2: ")
+
+
+# Real runs ------------------------------------------------------------------------------------------------
+
+SEEN = (
+    Seen(0.25, Granted(0, 1, Epoch(7, 1), 0, 0, 8, (BlockRef(3, 0), BlockRef(1, 2)))),
+    Seen(0.5, Wrote(0, 1, Epoch(7, 1), 0, 0, 8)),
+)
+REAL = Trace(TraceHeader(TRACE_VERSION, WORKER, {"rank": 0}), (), TraceEnding(), SEEN)
+
+
+def test_what_a_worker_saw_is_read_back() -> None:
+    assert parse_trace(dump_trace(REAL).splitlines()) == REAL
+
+
+def test_a_worker_that_was_killed_leaves_a_trace_all_the_same() -> None:
+    """No ending, and perhaps half a line: what was seen until then counts."""
+    whole = dump_trace(REAL).splitlines()
+    assert parse_trace(whole[:-1]) == REAL
+    assert parse_trace([*whole[:-1], whole[2][:30]]) == REAL
+
+
+def test_half_a_line_in_the_middle_is_refused() -> None:
+    whole = dump_trace(REAL).splitlines()
+    with pytest.raises(LocalError, match=r"run, line 2: not a line of a trace"):
+        parse_trace([whole[0], whole[1][:30], whole[2]], source="run")
+
+
+def test_steps_and_what_was_seen_do_not_mix() -> None:
+    real, run = dump_trace(REAL).splitlines(), lines()
+    with pytest.raises(LocalError, match=r"line 2: expected a line 'seen', as engine 'worker' says"):
+        parse_trace([real[0], run[1]])
+    with pytest.raises(LocalError, match=r"line 2: expected a line 'step', as engine 'simulate' says"):
+        parse_trace([run[0], real[1]])
