@@ -71,6 +71,12 @@ SIM_NONDETERMINISM: dict[str, tuple[str, ...]] = {
     "torch": (),
 }
 
+# What only an extra installs, and where it may be used: never at the import of a module, so that all else works without.
+OPTIONAL: dict[str, tuple[str, ...]] = {
+    "z3": ("sim/prove/*.py",),
+    "numba": ("sim/engines/vector*.py",),
+}
+
 
 class Import(NamedTuple):
     file: str
@@ -214,6 +220,7 @@ def test_packages_need_only_what_is_declared() -> None:
             for found in imports(package)
             if found.at_run_time
             and found.module.split(".")[0] not in (*sys.stdlib_module_names, *declared, "tomllib", *PACKAGES)
+            and not any(fnmatch(found.file, place) for place in OPTIONAL.get(found.module.split(".")[0], ()))
         ]
         assert not offences, listed(offences)
 

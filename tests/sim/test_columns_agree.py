@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from fsm.allocators import Choices
 from fsm.column_receiver import ColumnReceiver
@@ -152,6 +153,10 @@ def everything_twice(monkeypatch: pytest.MonkeyPatch) -> None:
 @settings(max_examples=150, suppress_health_check=list(HealthCheck))
 @given(scenarios(), st.data())
 def test_whatever_happens_the_fast_ones_do_the_same(scenario: Scenario, data: st.DataObject) -> None:
+    if scenario.ranks.receivers > 1:
+        # A jump is made by saving and loading, which a fast receiver cannot bear in the middle of a collective: what it
+        # has told the others by then is not in what is saved.
+        scenario = replace(scenario, faults=replace(scenario.faults, clock_jump_max=0))
     assert_right(scenario, drawn_run(scenario, data))
 
 
