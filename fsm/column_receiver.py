@@ -17,7 +17,8 @@ A tick of one rank is :meth:`ColumnReceiver.tick`. Among several::
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from operator import itemgetter
+from typing import Any, cast
 
 from fsm.allocators import Choices, FirstChoice
 from fsm.blocks import BlockLedger
@@ -25,7 +26,7 @@ from fsm.columns import NEVER, Columns
 from fsm.effects import Effect, Send
 from fsm.errors import LocalError
 from fsm.kernel import MISMATCH, UNKNOWN
-from fsm.messages import Epoch, Heartbeat, Message
+from fsm.messages import Abort, Epoch, Heartbeat, Message
 from fsm.ranks import Agreed, AgreedRoom, Observation, Observed, fold_room
 from fsm.reasons import Reason
 from fsm.receiver import STATE_NUMBER, Receiver, no_headers
@@ -337,27 +338,20 @@ class ColumnReceiver(Receiver):
         timing = self.config.timing
         for number in self.columns.rooms(self.columns.to_resend(now_s), "order"):
             room = self.rooms[number]
-            if room.pending is not None and now_s >= room.resend_at:
-                room.resend_at = now_s + timing.resend_s
-                self._out.append(Send(room.pending, resend=True))
+            room.resend_at = now_s + timing.resend_s
+            self._out.append(Send(cast(Message, room.pending), resend=True))  # else its row would say "never"
             self._touch(number)
-        aborting: list[_Key] = []
+        aborting: list[tuple[_Key, Abort]] = []
         for key in self._wakes.due(now_s):
-            tombstone = self.tombstones.get(key)
-            if tombstone is None:
-                continue
+            tombstone = self.tombstones[key]
             if tombstone.expired(now_s):
                 del self.tombstones[key]
-            elif tombstone.abort is not None and now_s >= tombstone.resend_at:
-                aborting.append(key)
-            else:
-                self._wake(key, tombstone)
-        for key in sorted(aborting):
-            tombstone = self.tombstones[key]
-            tombstone.resend_at = now_s + timing.resend_s
+                continue
+            if tombstone.abort is not None and now_s >= tombstone.resend_at:
+                tombstone.resend_at = now_s + timing.resend_s
+                aborting.append((key, tombstone.abort))
             self._wake(key, tombstone)
-            if tombstone.abort is not None:
-                self._out.append(Send(tombstone.abort, resend=True))
+        self._out += [Send(abort, resend=True) for _, abort in sorted(aborting, key=itemgetter(0))]
         if timing.heartbeat_s and now_s >= self.heartbeat_at:
             self.heartbeat_at = now_s + timing.heartbeat_s
             self._out.append(Send(Heartbeat(self.boot_id, self.config.sender_rank, self.config.rank)))

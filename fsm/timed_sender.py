@@ -7,12 +7,13 @@ done with it then is the code of the base class.
 
 from __future__ import annotations
 
+from operator import itemgetter
 from typing import Any, TypeAlias
 
 from fsm import kernel
 from fsm.effects import Effect, Send
 from fsm.errors import LocalError
-from fsm.messages import Heartbeat, Message
+from fsm.messages import Abort, Heartbeat, Message
 from fsm.reasons import Reason
 from fsm.rules import PROTOCOL
 from fsm.sender import Sender
@@ -123,23 +124,19 @@ class TimedSender(Sender):
         return out
 
     def _look_at_tombstones(self, now_s: float) -> None:
-        aborting: list[LaneKey] = []
+        aborting: list[tuple[LaneKey, Abort]] = []
         for key in self._ended.due(now_s):
             tombstone = self.tombstones.get(key)
             if tombstone is None:
                 continue
             if now_s >= tombstone.expires_at:
                 del self.tombstones[key]
-            elif tombstone.abort is not None and now_s >= tombstone.resend_at:
-                aborting.append(key)
-            else:
-                self._arm_tombstone(key)
-        for key in sorted(aborting):
-            tombstone = self.tombstones[key]
-            tombstone.resend_at = now_s + self.config.timing.resend_s
+                continue
+            if tombstone.abort is not None and now_s >= tombstone.resend_at:
+                tombstone.resend_at = now_s + self.config.timing.resend_s
+                aborting.append((key, tombstone.abort))
             self._arm_tombstone(key)
-            if tombstone.abort is not None:
-                self._out.append(Send(tombstone.abort, resend=True))
+        self._out += [Send(abort, resend=True) for _, abort in sorted(aborting, key=itemgetter(0))]
 
     def next_timer_s(self) -> float | None:
         """When a tick may have something to do though nothing is received; ``None`` if never. It may be too early,

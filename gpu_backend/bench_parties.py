@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from fsm.states import State
 from gpu_backend.bench_raw import RAW, RawSide, copy_s
 from gpu_backend.launch import Line
-from gpu_backend.parties import make_receiver, make_sender, prepare
+from gpu_backend.parties import is_connected, make_receiver, make_sender, prepare
 from gpu_backend.plan import Plan
 from gpu_backend.pool import SourceView
 
@@ -94,7 +94,7 @@ def bench_receiver(line: Line, ways: list[Way]) -> None:
     workers = {way.name: make_receiver(way.plan, 0, addresses[way.name]) for way in ways}
     leases = {way.name: way.lease for way in ways}
     for worker in workers.values():
-        while not worker.control.connected:
+        while not is_connected(worker):
             worker.poll()
             worker.wait(WAIT_S)
     raw: RawSide | None = None
@@ -155,7 +155,7 @@ def bench_polls(line: Line, plan: Plan, rooms: int, polls: int) -> None:
 
     plan.transport_options["fabric"] = Fabric(auto=False)
     with make_sender(plan, 0) as sender, make_receiver(plan, 0, sender.address) as receiver:
-        while not receiver.control.connected:
+        while not is_connected(receiver):
             sender.poll()
             receiver.poll()
         for room in range(rooms):

@@ -102,9 +102,10 @@ class RawGloo:
         """The port of the receiver's store."""
         if self.sending:
             return b""
-        from torch.distributed import TCPStore
+        import torch.distributed as dist
 
-        self.store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        c10d: Any = dist
+        self.store = c10d.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         return str(self.store.port).encode()
 
     def meet(self, blob: bytes) -> None:

@@ -59,7 +59,7 @@ def reports_errors(command: Callable[P, R]) -> Callable[P, R]:
         except ModuleNotFoundError as error:
             if not _is_extra(error.name):
                 raise
-            fail(f"{error.name} is not installed; pip install 'resumark[gpu]' brings everything that this needs")
+            fail(f"{error.name} is not installed; pip install 'resumark[torch]' brings everything that this needs")
         except KeyboardInterrupt:
             print("stopped", file=sys.stderr)
             raise typer.Exit(EXIT_INTERRUPTED) from None

@@ -210,9 +210,10 @@ def _meeting_place(environment: Mapping[str, str], numbers: Mapping[str, int]) -
     host, port = environment["MASTER_ADDR"], numbers["MASTER_PORT"]
     if environment.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return f"{host}:{port}"
-    from torch.distributed import TCPStore
+    import torch.distributed as dist
 
-    store = TCPStore(host, port, is_master=False)
+    c10d: Any = dist
+    store = c10d.TCPStore(host, port, is_master=False)
     if numbers["RANK"] == 0:
         with socket.socket() as probe:
             probe.bind(("", 0))

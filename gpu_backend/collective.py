@@ -152,8 +152,8 @@ class RankGroup:
             raise LocalError(f"{ranks} ranks need exactly one of address, store and group to come together")
         if address and _checked_address(address, insecure)[1] == 0 and ranks > 1:
             raise LocalError(
-                f"address={address!r}: the others cannot know a port that is chosen later: make a RankStore({address!r}) "
-                f"in rank 0, give it as store there, and its address to the others"
+                f"address={address!r}: the others cannot know a port that is chosen later: make a RankStore with that "
+                f"address in rank 0, give it as store there, and its own address to the others"
             )
         self.rank, self.ranks = rank, ranks
         self.config_hash, self.rows_max, self.timeout_s = config_hash, rows_max, timeout_s
@@ -235,7 +235,8 @@ class RankGroup:
             # A room that waits already keeps its place, and its row becomes the newer one.
             self._waiting.update((seen.room, seen) for seen in observation.rooms)
             rooms = list(itertools.islice(self._waiting, self.rows_max))
-            words = itertools.chain.from_iterable(_words_of(self._waiting[room]) for room in rooms)
+            sent = map(self._waiting.__getitem__, rooms)
+            words = itertools.chain.from_iterable((seen[0], *seen[1], *seen[2:]) for seen in sent)
             end = _HEADER_WORDS + _ROW_WORDS * len(rooms)
             own[_HEADER_WORDS:end] = np.fromiter(words, np.int64, _ROW_WORDS * len(rooms))
             own[_H_BLOCKS], own[_H_TOKENS] = observation.free_blocks, observation.free_result_tokens
@@ -265,8 +266,10 @@ class RankGroup:
 
     def _observation(self, rank: int, header: Sequence[int]) -> Observation:
         end = _HEADER_WORDS + _ROW_WORDS * header[_H_ROWS]
-        rows = self._all[rank, _HEADER_WORDS:end].reshape(-1, _ROW_WORDS).tolist()
-        return Observation(rank, tuple(map(_row_of, rows)), header[_H_BLOCKS], header[_H_TOKENS])
+        columns = self._all[rank, _HEADER_WORDS:end].reshape(-1, _ROW_WORDS).T.tolist()
+        room, boot_id, counter, registered, *others = columns
+        rows = tuple(map(Observed, room, map(Epoch, boot_id, counter), map(bool, registered), *others))
+        return Observation(rank, rows, header[_H_BLOCKS], header[_H_TOKENS])
 
     def _gather(self, into: Words, own: Words) -> None:
         """THE collective: ``into[rank]`` becomes that rank's ``own``. RuntimeError from gloo if not all took part."""
@@ -348,11 +351,7 @@ class RankGroup:
                 break
             except RuntimeError:
                 # The store went away with an earlier rank 0, perhaps; a new one may be coming.
-                if (
-                    self._given_store is not None
-                    or self.rank == 0
-                    or time.monotonic() + _STORE_S >= deadline_s
-                ):
+                if self._given_store is not None or self.rank == 0 or time.monotonic() + _STORE_S >= deadline_s:
                     raise
                 self._store = None
                 time.sleep(_STORE_S)
@@ -459,16 +458,6 @@ class RankGroup:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _words_of(seen: Observed) -> tuple[int, ...]:
-    room, (boot_id, counter), registered, *rest = seen
-    return (room, boot_id, counter, int(registered), *rest)
-
-
-def _row_of(words: list[int]) -> Observed:
-    room, boot_id, counter, registered, total, flags, committed, delivered, failure = words
-    return Observed(room, Epoch(boot_id, counter), bool(registered), total, flags, committed, delivered, failure)
 
 
 def _left(deadline_s: float) -> timedelta:

@@ -467,8 +467,8 @@ class ControlClient(_Control):
     """A receiver rank's end: connects to its sender at ``address``, now or whenever that is there.
 
     ``keys`` are this client's own pair; ``server_key`` is the server's public key, by default that of ``keys``
-    (one pair for all). ``sender_rank`` is who is expected there; ``None`` takes the first that says hello. A hello that is not answered
-    is said again every ``hello_resend_s``.
+    (one pair for all). ``sender_rank`` is who is expected there; ``None`` takes the first that says hello. A hello
+    that is not answered is said again every ``hello_resend_s``.
 
     Raises :class:`LocalError` for an address that others can reach without keys, and a hello that is none.
     """

@@ -13,13 +13,14 @@ from collections import deque
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from time import monotonic
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 
 from fsm.events import AnyEvent, Granted
 from fsm.states import BlockState, State
 from gpu_backend import transports
+from gpu_backend.control import ControlClient
 from gpu_backend.launch import Abandoned, Line
 from gpu_backend.layout import DEEPSTACK, FILL_IDS, INPUT_EMBEDDINGS, MROPE_POSITIONS
 from gpu_backend.observe import Observer
@@ -115,7 +116,7 @@ class ReceiverParty:
     def connected(self) -> bool:
         """Whether the sender has answered; moves on a little. What is sent before is sent again, but later."""
         self.worker.poll()
-        return bool(self.worker.control.connected)
+        return is_connected(self.worker)
 
     def add(self, requests: Sequence[Request]) -> None:
         """Take up more requests."""
@@ -197,6 +198,11 @@ class ReceiverParty:
         self.report.quarantined_blocks_max = max(self.report.quarantined_blocks_max, quarantined)
         self.report.violations = [(found.property, found.text) for found in self.worker.observer.violations]
         return self.report
+
+
+def is_connected(worker: ReceiverWorker) -> bool:
+    """Whether the sender has answered the hello of this worker."""
+    return cast(ControlClient, worker.control).connected
 
 
 def tensors_of(delivery: Delivery) -> dict[str, torch.Tensor | None]:
@@ -378,5 +384,5 @@ def _rest(parties: Sequence[Party]) -> None:
 
 __all__ = [
     "Contents", "Ended", "Party", "ReceiverParty", "Report", "SenderParty", "await_go", "connect", "fill_views",
-    "make_receiver", "make_sender", "prepare", "run_parties", "tensors_of",
+    "is_connected", "make_receiver", "make_sender", "prepare", "run_parties", "tensors_of",
 ]  # fmt: skip

@@ -73,7 +73,8 @@ class Hit(NamedTuple):
     side: str
     way: str
     state: str
-    count: int
+    nth: int
+    """For the n-th time that one of its requests gets there."""
     by_itself: bool
     """The process signals itself in the very event; otherwise somebody does, ``late_s`` later."""
     late_s: float
@@ -263,7 +264,7 @@ class _Soak:
         number = signal.SIGKILL if hit.way == KILL else signal.SIGSTOP
         victim.over = True  # its end is no surprise from now on
         if hit.state != IDLE:
-            victim.tell("arm", Trigger(hit.state, hit.count, number, hit.by_itself))
+            victim.tell("arm", Trigger(hit.state, hit.nth, number, hit.by_itself))
         self._hand_out()
         settled = False
         said = self._word_of(victim)

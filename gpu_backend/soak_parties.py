@@ -26,10 +26,10 @@ IDLE = "Idle"
 
 
 class Trigger(NamedTuple):
-    """When the signal is due: a lifecycle of the side that is hit gets into ``state`` for the ``count``-th time."""
+    """When the signal is due: a lifecycle of the side that is hit gets into ``state`` for the ``nth`` time."""
 
     state: str
-    count: int
+    nth: int
     signal: int
     by_itself: bool
 
@@ -98,7 +98,7 @@ class SoakParty:
         if trigger is None or trigger.state != state:
             return
         self._count += 1
-        if self._count == trigger.count:
+        if self._count == trigger.nth:
             self.trigger = None
             self.line.say("reached", (str(state), monotonic()))
             if trigger.by_itself:

@@ -287,6 +287,15 @@ def test_a_request_that_ended_before_the_other_rank_knew_it_leaves_nothing_on_th
     assert all(1 in rank.rooms for rank in ranks), "and nothing of the earlier ones is left"
 
 
+def test_a_request_that_another_rank_does_not_have_yet_waits_for_it() -> None:
+    ranks = pair()
+    all_registered(ranks[:1], range(1, 2))
+    assert exchange(ranks) == [[], []]
+    ranks[1].submit(1, 0)
+    ranks[1].receive(type(register_ack())(1, ranks[1].rooms[1].epoch, 0, 1, SENDER_BOOT, True, 200), 0)
+    assert [[e.event for e in of_type(effects, Moved)] for effects in exchange(ranks)] == [["registered"]] * 2
+
+
 def test_a_mismatch_among_the_others_ends_here_too() -> None:
     """Three ranks; two of them have room 1 in different epochs, and the third has never heard of it."""
     ranks = [fast(ranks=3, rank=rank) for rank in range(3)]

@@ -1,4 +1,4 @@
-"""What children do in the tests of the launcher."""
+"""What children do in tests, and whether they are gone."""
 
 from __future__ import annotations
 
@@ -8,6 +8,21 @@ from typing import Any
 
 from fsm.errors import LocalError
 from gpu_backend.launch import Line
+from gpu_backend.soak import process_state
+
+
+def is_running(pid: int) -> bool:
+    return process_state(pid) not in ("", "Z", "X")
+
+
+def gone(pid: int) -> bool:
+    """Wait for the end of a process that is not a child of this one."""
+    deadline_s = time.monotonic() + 30
+    while is_running(pid):
+        if time.monotonic() > deadline_s:
+            return False
+        time.sleep(0.01)
+    return True
 
 
 def echo(line: Line, *arguments: Any) -> None:

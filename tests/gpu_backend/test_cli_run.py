@@ -8,7 +8,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import psutil
 import pytest
 
 from fsm.errors import LocalError
@@ -19,6 +18,7 @@ from gpu_backend.parties import Ended, Report
 from gpu_backend.plan import Plan
 from gpu_backend.workload import MODELS, text_prompt
 from tests.gpu_backend import kit_children
+from tests.gpu_backend.kit_children import gone
 from tests.gpu_backend.kit_cli import ENVIRONMENT, ROOT, SMALL, Done, build_app, need, program, refused, resumark
 
 THREE = ("--requests", "3", "--tokens", "100", "--tokens", "700")
@@ -153,6 +153,10 @@ def test_a_process_that_dies_ends_the_run_with_its_last_words(monkeypatch: pytes
     assert "receiver 0 process ended: TypeError" in done.data["problems"][0]
 
 
+def children_of(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
 def test_interruption_ends_everything_and_says_so(tmp_path: Path) -> None:
     command = program(tmp_path, "run", *SMALL, "--requests", "5000", "--tokens", "500")
     with subprocess.Popen(
@@ -160,13 +164,12 @@ def test_interruption_ends_everything_and_says_so(tmp_path: Path) -> None:
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline().startswith("model")
-        ours = psutil.Process(process.pid)
-        while not (children := ours.children()):
+        while not (children := children_of(process.pid)):
             pass
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (130, "stopped\n")
-    assert psutil.wait_procs(children, timeout=30)[1] == []
+    assert all(gone(child) for child in children)
 
 
 @pytest.mark.parametrize(

@@ -55,8 +55,8 @@ def test_a_tick_is_one_gather_of_fixed_size(ranks: Ranks) -> None:
     group = ranks.take(2)
     form(group, rows_max=4)
     exchange(group, observed(0), observed(1))
-    exchange(group, observed(0, map(seen, range(9))), observed(1))
-    exchange(group, observed(0), observed(1, map(seen, range(1, 3))))
+    exchange(group, observed(0, [seen(room) for room in range(9)]), observed(1))
+    exchange(group, observed(0), observed(1, [seen(1), seen(2)]))
     for sizes in at_once(group, "counted"):
         assert len(sizes) == 3
         assert len(set(sizes)) == 1

@@ -119,7 +119,7 @@ def test_a_replayed_hello_does_not_take_the_route(server: ControlServer, client:
         assert not other.poll(0)
 
 
-def test_a_replayed_hello_of_a_predecessor_does_not_take_the_route(server: ControlServer, client: ControlClient) -> None:
+def test_a_replayed_hello_of_a_predecessor_is_too_old(server: ControlServer, client: ControlClient) -> None:
     old = hello("receiver", 0, RECEIVER_BOOT - 1)
     with stranger(server.endpoint) as other:
         other.send_multipart([head(b"H", old.boot_id, 0), encode_hello(old)])
@@ -216,8 +216,7 @@ def test_no_frames_make_an_end_raise(kind: bytes, payload: bytes, data: st.DataO
     """Both ends, before and after they know somebody; whatever comes, what they know stays as it is."""
     boots = st.sampled_from([0, 1, SENDER_BOOT, RECEIVER_BOOT, 2**64 - 1])
     frames = data.draw(
-        st.lists(st.binary(max_size=20), max_size=3)
-        | st.builds(lambda a, b: [head(kind, a, b), payload], boots, boots)
+        st.lists(st.binary(max_size=20), max_size=3) | st.builds(lambda a, b: [head(kind, a, b), payload], boots, boots)
     )
     server, client = PAIR
     for identity in (server._routes[0].identity, b"another"):
@@ -281,7 +280,8 @@ def test_what_names_no_room_is_refused_without_an_answer(
 def test_frames_that_are_none_are_refused(server: ControlServer, client: ControlClient, frames: list[bytes]) -> None:
     client.socket.send_multipart(frames)
     heard = pump(server, client, until=lambda heard: heard[server])
-    assert isinstance(heard[server][0], Rejected) and heard[server][0].rank == 0
+    (rejected,) = heard[server]
+    assert isinstance(rejected, Rejected) and rejected.rank == 0
     assert server.counters.malformed == 1
     still_works(server, client)
 

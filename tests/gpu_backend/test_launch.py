@@ -6,34 +6,16 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
-import psutil
 import pytest
 
 from fsm.errors import LocalError
 from gpu_backend.launch import ChildDied, Launch, TimedOut, free_port
 from tests.gpu_backend import kit_children
+from tests.gpu_backend.kit_children import gone
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def is_running(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
-def gone(pid: int) -> bool:
-    """Wait for the end of a process that is not a child of this one."""
-    deadline_s = time.monotonic() + 30
-    while is_running(pid):
-        if time.monotonic() > deadline_s:
-            return False
-        time.sleep(0.01)
-    return True
 
 
 def test_a_child_says_and_hears_and_ends_when_told() -> None:
@@ -137,6 +119,7 @@ PARENT = """
 import sys, time
 from gpu_backend.launch import Launch
 from tests.gpu_backend import kit_children
+from tests.gpu_backend.kit_children import gone
 if __name__ == "__main__":
     with Launch() as launch:
         child = launch.start("deaf", kit_children.deaf)
@@ -179,6 +162,7 @@ def test_what_children_print_stays_off_standard_output(tmp_path: Path) -> None:
     code = """
 from gpu_backend.launch import Launch
 from tests.gpu_backend import kit_children
+from tests.gpu_backend.kit_children import gone
 if __name__ == "__main__":
     with Launch() as launch:
         launch.wait_for("ready", [launch.start("noisy", kit_children.noisy)])

@@ -31,7 +31,7 @@ from gpu_backend.worker import new_boot_id
 from tests.gpu_backend.kit_wire import ServerEnd, Wire
 from tests.gpu_backend.kit_workers import Pair, payload_of, sender_config, wrong_with
 
-RESULT_TOKENS = 64
+RESULT_TOKENS = 80
 
 ALLOCATORS: dict[str, dict[str, int]] = {
     "fifo": {}, "lifo": {}, "same-again": {}, "disjoint": {}, "stingy": {"blocks_max": 1},
@@ -41,13 +41,13 @@ ALLOCATORS: dict[str, dict[str, int]] = {
 REQUESTS = st.lists(
     st.fixed_dictionaries(
         {
-            "tokens": st.integers(1, 30),
+            "tokens": st.integers(1, 40),
             "early": st.sampled_from([0, 0, 3, 8]),
             "lease": st.booleans(),
             "mrope": st.booleans(),
         }
     ),
-    min_size=1,
+    min_size=2,
     max_size=4,
 )
 
@@ -72,11 +72,12 @@ class Run:
         draw = data.draw
         self.choices = Drawn(data)
         self.faults = faults
+        self.faults_left = draw(st.integers(1, 4), label="faults") if faults else 0
         name = draw(st.sampled_from(sorted(ALLOCATORS)), label="allocator")
         checksum = draw(st.sampled_from(["none", "full"]), label="checksum")
-        pool = PoolConfig(blocks=draw(st.integers(1, 5), label="blocks"), huge_pages=False, device=device)
+        pool = PoolConfig(blocks=draw(st.integers(1, 6), label="blocks"), huge_pages=False, device=device)
         self.sender_changes: dict[str, Any] = {
-            "pool": PoolConfig(blocks=draw(st.integers(8, 12), label="source blocks"), huge_pages=False, device=device),
+            "pool": PoolConfig(blocks=draw(st.integers(10, 16), label="source blocks"), huge_pages=False, device=device),
             "limits": LimitConfig(staging_bytes=1024),
             "checksum": checksum,
         }
@@ -88,7 +89,7 @@ class Run:
             undisturbed=not faults,
             receiver={
                 "pool": pool, "checksum": checksum, "results": ResultConfig(tokens=RESULT_TOKENS, copy_threads=0),
-                "limits": LimitConfig(grant_blocks_max=draw(st.integers(0, 2), label="grant_blocks_max")),
+                "limits": LimitConfig(grant_blocks_max=draw(st.integers(0, 3), label="grant_blocks_max")),
             },
             sender=self.sender_changes,
         )  # fmt: skip
@@ -121,22 +122,32 @@ class Run:
     # --- what may happen ------------------------------------------------------------------------------
 
     def act(self) -> None:
-        """One thing happens."""
-        acts: list[Callable[[], None]] = [
-            self.deliver, self.deliver, self.deliver, self.poll_receiver, self.poll_receiver, self.poll_sender,
-            self.poll_sender, self.move_bytes, self.move_bytes, self.move_bytes, self.repeat, self.release,
-            self.hold_copies,
+        """One thing happens: mostly a round without accidents, so that accidents meet transfers under way."""
+        accidents: list[Callable[[], None]] = [
+            self.deliver, self.poll_receiver, self.poll_sender, self.move_bytes, self.move_bytes, self.repeat,
+            self.release, self.hold_copies,
         ]  # fmt: skip
-        if self.faults:
-            acts += [
-                self.lose,
-                self.abort_receiver,
-                self.abort_sender,
-                self.kill_sender,
-                self.prove_dead,
-                self.pass_time,
-            ]
-        acts[self.data.draw(st.integers(0, len(acts) - 1), label="act")]()
+        faults: list[Callable[[], None]] = [
+            self.lose, self.abort_receiver, self.abort_sender, self.kill_sender, self.kill_sender, self.prove_dead,
+            self.pass_time,
+        ]  # fmt: skip
+        kind = self.data.draw(st.integers(0, 9), label="kind")
+        if kind < 4:
+            self.go()
+        elif kind < 9 or not self.faults_left:
+            accidents[self._one_of(accidents)]()
+        else:
+            self.faults_left -= 1
+            faults[self._one_of(faults)]()
+
+    def go(self) -> None:
+        """A round without accidents; writes that begin in it are under way when it is over."""
+        for flight in self.pair.fabric.flights:
+            self.pair.fabric.step(flight.key)
+        self.pair.wire.deliver_all()
+        self.poll_receiver()
+        self.pair.wire.deliver_all()
+        self.poll_sender()
 
     def _one_of(self, many: Any) -> int:
         return self.data.draw(st.integers(0, len(many) - 1), label="which")
@@ -266,9 +277,9 @@ class Run:
             assert {outcome.state for outcome in self.pair.outcomes.values()} == {State.SUCCESS}
 
 
-def run(data: st.DataObject, device: str, *, faults: bool, steps_max: int = 80) -> None:
+def run(data: st.DataObject, device: str, *, faults: bool, steps_max: int = 60) -> None:
     under_way = Run(data, device, faults=faults)
-    for _ in range(data.draw(st.integers(0, steps_max), label="steps")):
+    for _ in range(data.draw(st.integers(10, steps_max), label="steps")):
         under_way.act()
     under_way.run_out()
     under_way.judge()
@@ -285,7 +296,7 @@ def test_undisturbed_every_request_succeeds_with_its_own_bytes(data: st.DataObje
 
 
 @given(st.data())
-@settings(max_examples=60)
+@settings(max_examples=120)
 def test_with_faults_nothing_is_wrong_and_everything_comes_back(data: st.DataObject) -> None:
     """Besides: messages lost, aborts on both sides, deadlines, a sender that dies in the middle of its writes."""
     run(data, "cpu", faults=True)

@@ -79,7 +79,7 @@ def test_a_resize_gives_multiples_within_the_bounds(height: int, width: int, fam
 def test_text_is_counted_and_has_no_delta() -> None:
     positions, delta = workload.prompt_positions(workload.text_prompt(5), QWEN25)
     assert positions.tolist() == [[p, p, p] for p in range(5)]
-    assert (positions.dtype, delta) == (np.int32, 0)
+    assert (positions.dtype, delta) == (np.dtype(np.int32), 0)
 
 
 def test_an_image_spans_rows_and_columns_and_text_goes_on_behind_the_largest() -> None:
