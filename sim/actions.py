@@ -12,7 +12,7 @@ from fsm.effects import Stage
 from fsm.errors import LocalError
 from fsm.events import Finished, Restarted
 from fsm.messages import Heartbeat, Nack, Register
-from sim import poison
+from sim import poison, writes
 from sim.network import Stray
 from sim.world import AUDIT_ALWAYS_BLOCKS, Action, World
 
@@ -193,11 +193,11 @@ def _stray(world: World, action: Action, choices: Choices) -> None:
 
 
 def _land(world: World, action: Action, choices: Choices) -> None:
-    world.land(action[1])
+    writes.land(world, action[1])
 
 
 def _noticed(world: World, action: Action, choices: Choices) -> None:
-    world.notice(action[1])
+    writes.notice(world, action[1])
 
 
 def _returned(world: World, action: Action, choices: Choices) -> None:
@@ -209,7 +209,7 @@ def _released(world: World, action: Action, choices: Choices) -> None:
 
 
 def _told(world: World, action: Action, choices: Choices) -> None:
-    world.tell(action[1])
+    writes.tell(world, action[1])
 
 
 def _copied(world: World, action: Action, choices: Choices) -> None:
@@ -227,7 +227,7 @@ def _staged(world: World, action: Action, choices: Choices) -> None:
 
 
 def _vanish(world: World, action: Action, choices: Choices) -> None:
-    world.vanish(action[1])
+    writes.vanish(world, action[1])
 
 
 def _arrive(world: World, action: Action, choices: Choices) -> None:
@@ -327,7 +327,7 @@ def _sender_crash(world: World, action: Action, choices: Choices) -> None:
     dead = world.senders[rank]
     world.dead_boots += ((rank, dead.boot_id),)
     world.senders[rank] = world._new_sender(rank, world.new_boot_id())
-    world.abandon_flights(rank, dead.boot_id)
+    writes.abandon_flights(world, rank, dead.boot_id)
     world._emit(Restarted(tuple(world.served_by[rank])))
     for room in sorted(dead.rooms):
         for lane in dead.rooms[room].lanes.values():

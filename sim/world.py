@@ -33,7 +33,6 @@ from fsm.events import (
     Progressed,
     Repeated,
     StateChanged,
-    Wrote,
 )  # fmt: skip
 from fsm.invariants import Monitors
 from fsm.messages import Epoch, Grant, Message, describe
@@ -41,8 +40,9 @@ from fsm.ranks import Agreed, Observation, fold
 from fsm.receiver import Receiver
 from fsm.rules import Rules, word_progress
 from fsm.sender import Sender
+from sim import writes
 from sim.flight import GONE, Copying, Flight
-from sim.memory import Header, Memory
+from sim.memory import Memory
 from sim.network import Network, Stray
 from sim.plan import plan_of
 from sim.scenario import Scenario
@@ -339,90 +339,6 @@ class World:
         rank = channel // 2
         return f"receiver {rank}" if channel % 2 else f"sender {self.sender_of[rank]}"
 
-    # --- writes ---------------------------------------------------------------------------------------
-
-    def land(self, index: int) -> None:
-        """The bytes of a write arrive; unless completions come on their own, the sender learns of it at once."""
-        flight = self.flights[index]
-        self._put(flight)
-        if self.scenario.schedule.data_lags_status:
-            self._replace_flight(index, flight._replace(landed=True))
-            self._notice(flight)
-        elif not flight.noticed:
-            self._replace_flight(index, flight._replace(landed=True))
-        else:
-            self._end_flight(index)
-            self._tell_sender(flight)
-
-    def notice(self, index: int) -> None:
-        """The receiver learns from the write itself that it has ended."""
-        flight = self.flights[index]
-        self._replace_flight(index, flight._replace(noticed=True))
-        self._notice(flight)
-
-    def _notice(self, flight: Flight) -> None:
-        grant, rank = flight.grant, flight.grant.receiver_rank
-        if self.incarnations[rank] == flight.incarnation:
-            self._from_receiver(rank, self.receivers[rank].landed(grant.room, grant.epoch, grant.seq, self.now))
-
-    def tell(self, index: int) -> None:
-        """The sender learns that its write has ended."""
-        flight = self.flights[index]
-        self._replace_flight(index, flight._replace(told=True))
-        self._tell_sender(flight)
-
-    def vanish(self, index: int) -> None:
-        """A write of a process that is dead never happens."""
-        self._end_flight(index)
-
-    def abandon_flights(self, sender: int, boot_id: int) -> None:
-        """The process that began these writes is dead, and will not hear of their end."""
-        flights = []
-        for flight in self.flights:
-            if flight.boot_id == boot_id and self.sender_of[flight.grant.receiver_rank] == sender:
-                flight = flight._replace(told=True)
-            if not flight.over:
-                flights.append(flight)
-        self.flights = tuple(flights)
-
-    def _end_flight(self, index: int) -> None:
-        self.flights = self.flights[:index] + self.flights[index + 1 :]
-
-    def _replace_flight(self, index: int, flight: Flight) -> None:
-        kept = () if flight.over else (flight,)
-        self.flights = self.flights[:index] + kept + self.flights[index + 1 :]
-
-    def _tell_sender(self, flight: Flight) -> None:
-        grant = flight.grant
-        rank = self.sender_of[grant.receiver_rank]
-        sender = self.senders[rank]
-        if sender.boot_id == flight.boot_id:
-            self._from_sender(rank, sender.sent(grant.room, grant.epoch, grant.receiver_rank, grant.seq, self.now))
-
-    def _put(self, flight: Flight) -> None:
-        grant = flight.grant
-        rank = grant.receiver_rank
-        if self.incarnations[rank] != flight.incarnation:
-            return  # that memory is gone with its process
-        ledger = self.receivers[rank].ledger
-        reached = -(-flight.tokens // self.scenario.pool.block_tokens)
-        trespass = ""
-        for ref in grant.blocks[:reached]:
-            if not ledger.may_write(ref, grant.room, grant.epoch, grant.seq):
-                record = ledger.record(ref.block)
-                trespass = (
-                    f"a write of room {grant.room} seq {grant.seq} landed in block {ref.block} "
-                    f"(generation {ref.generation}), which is {record.state} (generation {record.generation})"
-                    + (f" and belongs to room {record.owner.room} seq {record.owner.seq}" if record.owner else "")
-                )
-                break
-        blocks = [ref.block for ref in grant.blocks]
-        header = Header(flight.total_tokens, flight.request + 1) if grant.start == 0 else None
-        if self.touched == "sender":
-            self.touched = "memory" if self.blind else "all"
-        self.memories[rank].write(blocks, flight.request, flight.source_start, flight.tokens, header)
-        self._emit(Wrote(rank, grant.room, grant.epoch, grant.seq, grant.start, flight.tokens, trespass))
-
     # --- effects --------------------------------------------------------------------------------------
 
     def _from_receiver(self, rank: int, effects: list[Effect]) -> None:
@@ -553,7 +469,7 @@ class World:
             not self.scenario.schedule.notice_lags,
         )  # fmt: skip
         if self.scenario.schedule.status_lags_data and not self.scenario.schedule.data_lags_status:
-            self._put(flight)
+            writes.put(self, flight)
             flight = flight._replace(landed=True)
         self.flights += (flight,)
 
