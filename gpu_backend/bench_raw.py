@@ -146,6 +146,8 @@ def copy_s(pool: BlockPool, tokens: int) -> float:
     source = pool.rows(0)[:tokens]
     target = torch.empty_like(source)
     target.fill_(0)
+    if pool.device.type == "cuda":
+        torch.cuda.synchronize(pool.device)
     started_s = perf_counter()
     target.copy_(source)
     if pool.device.type == "cuda":

@@ -284,7 +284,6 @@ class RankGroup:
         """End the group. Closing the connections is what tells the others."""
         self._lost = text
         self._pg = None
-        self._waiting.clear()
         return RankLost(f"rank {self.rank}: {text}", ranks)
 
     # Coming together ------------------------------------------------------------------------------------

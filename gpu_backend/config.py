@@ -260,6 +260,16 @@ def validate_config(config: ConfigT, *, source: str = "<config>") -> ConfigT:
     return config_from_mapping(type(config), plain, source=source)
 
 
+def plain_config(config: ReceiverWorkerConfig | SenderWorkerConfig) -> dict[str, Any]:
+    """All of it as data that JSON can hold; an option that is an object is named only."""
+    plain: dict[str, Any] = _plain(config)
+    options = plain["transport"]["options"]
+    plain["transport"]["options"] = {
+        name: value if isinstance(value, str | int | float | bool) else repr(value) for name, value in options.items()
+    }
+    return plain
+
+
 def reference(kind: type[Section]) -> str:
     """The table of all keys in Markdown: key, expected value, default, meaning."""
     lines = ["| key | expected | default | meaning |", "| --- | --- | --- | --- |"]
@@ -430,5 +440,5 @@ def _expected(hint: Any) -> str:
 __all__ = [
     "ConfigError", "ControlConfig", "LayoutConfig", "LimitConfig", "ObserveConfig", "PoolConfig", "RankConfig",
     "ReceiverWorkerConfig", "ResultConfig", "SenderWorkerConfig", "TimingConfig", "TransportConfig",
-    "config_from_mapping", "load_config", "parse_config", "reference", "validate_config",
+    "config_from_mapping", "load_config", "parse_config", "plain_config", "reference", "validate_config",
 ]  # fmt: skip

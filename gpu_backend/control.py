@@ -114,7 +114,6 @@ class _Control:
         self._queue_messages_max = queue_messages_max
         self._keys = keys
         self._hello_bytes = self._checked(encode_hello(hello))
-        self._more = False
         self._owner = Owner(what)
         # A context of its own: ZAP names its gate by context, and closing this end touches no other.
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -152,7 +151,7 @@ class _Control:
     def pending(self) -> bool:
         """Whether a poll would find something."""
         self._owner.check()
-        return self._more or bool(int(self.socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN)
+        return bool(int(self.socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN)
 
     def wait(self, timeout_s: float, fds: Iterable[int] = ()) -> list[int]:
         """Sleep until something has come in, one of the ``fds`` is readable, or ``timeout_s`` is over.
@@ -180,7 +179,6 @@ class _Control:
         """
         self._owner.check()
         incoming: list[Incoming] = []
-        self._more = False
         for _ in range(limit):
             frames = self._receive()
             if frames is None:
@@ -188,7 +186,6 @@ class _Control:
             one = self._take(frames)
             if one is not None:
                 incoming.append(one)
-        self._more = True
         return incoming
 
     def _receive(self) -> list[bytes] | None:
@@ -337,6 +334,7 @@ class ControlServer(_Control):
         try:
             if keys is not None:
                 self.socket.curve_server = True
+                # The gate is asked without a domain as well, but libzmq may be built or set to insist on one.
                 self.socket.zap_domain = b"resumark"
                 self._gate = Gate(self._context, [keys.public] if client_keys is None else client_keys)
             self.socket.bind(address)

@@ -175,7 +175,7 @@ class Outcome(NamedTuple):
     reason: str
     """The name of an ``fsm.reasons.Reason``; ``NONE`` for Success."""
     total_tokens: int
-    """-1 if it never became known."""
+    """-1 if nothing of it had landed."""
     result: Delivery | None = None
     lease: Lease | None = None
     detail: str = ""

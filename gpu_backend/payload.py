@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from gpu_backend.workload import Positions
 
 WORD_BYTES = 8
-PIECE_BYTES = 1 << 18
-"""Made and compared piece by piece, each small enough to stay in the cache."""
+PIECE_BYTES = {"cpu": 1 << 18, "cuda": 1 << 26}
+"""Made and compared piece by piece: small enough to stay in the cache of a processor, large enough for a device."""
 
 ROOM_OFFSET_MAX = 1 << 20
 """How far a room's positions are moved at most."""
@@ -94,8 +94,9 @@ class Content:
             out.copy_(self.positions(start, len(out)))
         else:
             rows = self._bytes_of(out)
-            for at in range(0, len(rows), self._piece(item)):
-                self._make(item, rows[at : at + self._piece(item)], start + at)
+            piece = self._piece(item, out.device)
+            for at in range(0, len(rows), piece):
+                self._make(item, rows[at : at + piece], start + at)
 
     def ids(self, start: int, count: int) -> torch.Tensor:
         """Ids [count] int32 of tokens from ``start`` on; all of a room's are different."""
@@ -138,9 +139,9 @@ class Content:
         """[n, bytes of a token] uint8 over the same memory."""
         return tensor.reshape(len(tensor), -1).view(torch.uint8)
 
-    def _piece(self, item: str) -> int:
+    def _piece(self, item: str, device: torch.device) -> int:
         """Tokens to make at a time."""
-        return max(1, PIECE_BYTES // self.row_bytes[item])
+        return max(1, PIECE_BYTES.get(device.type, PIECE_BYTES["cpu"]) // self.row_bytes[item])
 
     # --- comparing ------------------------------------------------------------------------------------
 
@@ -155,7 +156,7 @@ class Content:
         if item == "mrope_positions":
             return self._differs(item, got, self.positions(start, len(got)), start)
         rows = self._bytes_of(got)
-        piece = self._piece(item)
+        piece = self._piece(item, got.device)
         scratch = torch.empty((min(piece, len(rows)), rows.shape[1]), dtype=torch.uint8, device=got.device)
         for at in range(0, len(rows), piece):
             part = rows[at : at + piece]

@@ -161,7 +161,7 @@ class Plan:
 
     def check_memory(self) -> None:
         """Refuse what would fill this machine's memory. Raises :class:`LocalError` with the figures."""
-        free = free_memory_bytes()
+        free = free_memory_bytes() if self.device == "cpu" else 0
         if free and self.memory_bytes > MEMORY_SHARE * free:
             raise LocalError(
                 f"this run needs {self.memory_bytes / 1e9:.1f} GB of memory and {free / 1e9:.1f} GB are free; "

@@ -1,8 +1,8 @@
 """The receiver worker: a receiver of ``fsm`` with a pool, a transport, a copier and a control connection around it.
 
 One ``poll`` is one tick: messages, proofs, landings and ended copies are told to the receiver, then it decides, and
-what it decides is carried out. The receiver is asked about requests one by one only where something happened to
-them; a poll with nothing new costs the same for one request and for thousands.
+what it decides is carried out. Nothing here walks over the requests: one is looked at when something happened to it,
+and what ``fsm`` asks of all of them is one operation on columns.
 
 Memory comes back in three ways, each told by the one who knows. Landing blocks come back when their copy has ended
 (or their lease was released), or when the transport or the sender proves that nothing is written to them any more.
@@ -238,12 +238,12 @@ class ReceiverWorker(DeliveringWorker):
         self._check_usable("close")
         for room in tuple(self._requests):
             self.receiver.abort(room)
+        self.rank_is_lost = self.config.ranks.receivers > 1  # no more collectives: this rank is the one that goes
         end = time.monotonic() + drain_s
-        if self.config.ranks.receivers == 1:
+        self._step()
+        while not self._quiet() and time.monotonic() < end:
+            time.sleep(CLOSE_TICK_S)
             self._step()
-            while not self._quiet() and time.monotonic() < end:
-                time.sleep(CLOSE_TICK_S)
-                self._step()
         self._closed = True
         text = self.ledger.audit()
         if text:

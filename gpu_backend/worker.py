@@ -28,7 +28,7 @@ from fsm.errors import LocalError
 from fsm.invariants import Violation
 from fsm.messages import Message
 from fsm.states import KVPoll, State, kv_poll
-from gpu_backend.config import ReceiverWorkerConfig, SenderWorkerConfig
+from gpu_backend.config import ReceiverWorkerConfig, SenderWorkerConfig, plain_config
 from gpu_backend.hello import Hello, Incoming
 from gpu_backend.observe import Observer, Reporter, Stats, register_metrics
 from gpu_backend.process import Owner
@@ -36,7 +36,7 @@ from gpu_backend.process import Owner
 log = logging.getLogger(__name__)
 
 BOOT_ID_SHIFT: Final = 10
-"""Boot ids count units of 1024 ns since 1970: below 2**53 until the year 2255, so that they are exact in JSON and as
+"""Boot ids count units of 1024 ns since 1970: below 2**53 until the year 2262, so that they are exact in JSON and as
 floating point too."""
 
 REMEMBERED_MAX: Final = 65_536
@@ -158,7 +158,10 @@ class Worker:
         self._own_observer = observer is None
         self.boot_id = boot_id
         self.rank = config.ranks.rank
-        scenario = {"side": self.side, "rank": self.rank, "boot_id": boot_id, "started_unix_s": time.time()}
+        scenario = {
+            "side": self.side, "rank": self.rank, "boot_id": boot_id, "started_unix_s": time.time(),
+            "config": plain_config(config),
+        }  # fmt: skip
         options = config.observe
         self.observer = observer or Observer(checks=options.checks, trace=options.trace, scenario=scenario)
         self.reporter = Reporter(self.observer, self.side, receiver_rank, clock, self._on_violation)

@@ -144,6 +144,10 @@ class Orders:
         """Look at the group."""
         return getattr(self.group, name)
 
+    def lose(self) -> None:
+        """Notice something that nobody else can know, as an interrupt in the middle of an exchange would be."""
+        self.group._lose("on its own")
+
     def rebuild(self, generation: int, **options: Any) -> tuple[int, ...]:
         """Meet again; the boot ids of all ranks."""
         self.group.rebuild(generation, **options)

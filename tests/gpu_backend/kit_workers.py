@@ -10,6 +10,7 @@ import torch
 
 from fsm.allocators import Allocator, Choices
 from fsm.events import AnyEvent
+from fsm.states import BlockState
 from gpu_backend.config import (
     ControlConfig,
     LayoutConfig,
@@ -189,3 +190,19 @@ def limits(**changes: int) -> LimitConfig:
 def ranks(**changes: Any) -> RankConfig:
     """Ranks, some of them changed."""
     return RankConfig(**changes)
+
+
+def everything_is_free(pair: Pair) -> bool:
+    """L2, on the real pools."""
+    pair.run(lambda: pair.receiver.receiver.resting and pair.sender.sender.resting)
+    return (
+        pair.receiver.ledger.free_count == len(pair.receiver.ledger)
+        and pair.sender.pool.free_blocks == pair.sender.pool.blocks
+        and pair.receiver.results.free_tokens == pair.receiver.results.tokens_max
+        and pair.receiver.receiver.free_result_tokens == pair.receiver.results.tokens_max
+    )
+
+
+def counted(pair: Pair, state: BlockState) -> int:
+    """Landing blocks in one state."""
+    return pair.receiver.ledger.counts()[state]

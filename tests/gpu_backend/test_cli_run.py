@@ -288,6 +288,34 @@ def test_without_torchrun_nothing_changes_and_half_of_it_is_refused() -> None:
         with_torchrun(receiver, {**TORCHRUN, "WORLD_SIZE": "many"})
 
 
+def test_ranks_started_by_torchrun_meet_and_receive(tmp_path: Path) -> None:
+    """The launcher listens at the place where it says the ranks meet: they agree on another one there."""
+    shared = ("--requests", "2", "--tokens", "150", "--seed", "5")
+    path = Path(config(tmp_path / "s.toml", 40, "tcp://127.0.0.1:0"))
+    path.write_text(path.read_text() + "[ranks]\nreceivers = 2\n")
+    with subprocess.Popen(
+        program(tmp_path, "worker", "sender", "--config", str(path), *shared),
+        env=ENVIRONMENT, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as sender:  # fmt: skip
+        try:
+            assert sender.stdout is not None
+            address = sender.stdout.readline().split(" listens at ")[1].split(",")[0]
+            receiving = program(
+                tmp_path, "worker", "receiver", "--config", config(tmp_path / "r.toml", 4, address), *shared, "--json"
+            )
+            done = subprocess.run(
+                [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", *receiving[1:]],
+                env=ENVIRONMENT, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
+            )  # fmt: skip
+            sender.communicate(timeout=60)
+        finally:
+            sender.kill()
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count('"verdict": "holds"') == 2
+    assert sorted(rank for rank in (0, 1) if f'"rank": {rank}' in done.stdout) == [0, 1]
+    assert sender.returncode == 0
+
+
 # --- small things ---------------------------------------------------------------------------------------
 
 

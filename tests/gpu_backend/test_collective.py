@@ -142,6 +142,16 @@ def test_a_rank_that_leaves_is_lost_on_all_others(ranks: Ranks) -> None:
     assert all(lost(group[rank].result()) for rank in (0, 2))
 
 
+def test_what_one_rank_alone_has_noticed_reaches_the_others(ranks: Ranks) -> None:
+    """It closes its connections; else the others would wait for ten minutes here."""
+    group = ranks.take(3)
+    form(group, timeout_s=600.0)
+    for rank in (0, 2):
+        group[rank].tell("exchange", observed(rank))
+    group[1].ask("lose")
+    assert all(lost(group[rank].result()) for rank in (0, 2))
+
+
 @pytest.mark.parametrize(
     ("name", "value", "text"),
     [

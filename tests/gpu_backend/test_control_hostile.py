@@ -301,6 +301,26 @@ def test_nobody_speaks_for_another_rank(server: ControlServer, client: ControlCl
     still_works(server, client)
 
 
+def test_a_predecessor_that_uses_its_successors_name_is_not_heard(server: ControlServer, client: ControlClient) -> None:
+    """It was known once, over this very connection."""
+    with ControlClient(server.endpoint, hello("receiver", 0, RECEIVER_BOOT + 1)) as new:
+        greet(server, client, new)
+        client.socket.send_multipart([head(b"M", RECEIVER_BOOT + 1), encode(abort(1))])
+        pump(server, until=lambda _: server.counters.unknown)
+        assert server.counters.received == 0
+        assert new.send(abort(2))
+        heard = pump(server, new, until=lambda heard: heard[server])
+        assert messages(heard[server]) == [Received(0, RECEIVER_BOOT + 1, abort(2))]
+
+
+def test_a_name_counts_only_after_a_hello(server: ControlServer, client: ControlClient) -> None:
+    """What the successor says too early, over the same connection, is not taken for the present one's words."""
+    client.socket.send_multipart([head(b"M", RECEIVER_BOOT + 1), encode(abort(1))])
+    pump(server, until=lambda _: server.counters.stale)
+    assert server.counters.received == 0
+    greet(server, client)
+
+
 def test_one_process_has_one_hello(server: ControlServer, client: ControlClient) -> None:
     """The same boot_id with other words: either of them is not true."""
     other = hello("receiver", 0, RECEIVER_BOOT, data=b"something else")

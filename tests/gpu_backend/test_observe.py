@@ -112,6 +112,7 @@ def test_a_worker_writes_the_trace_it_was_told_to_and_ends_it(tmp_path: Path) ->
     with path.open() as file:
         read = parse_trace(file)
     assert read.header.scenario["boot_id"] == worker.boot_id
+    assert read.header.scenario["config"]["layout"]["block_tokens"] == 4
     assert Note("remark", "here") in [line.event for line in read.seen]
     assert Finished("sender", 0, 1, None, State.FAILED, "ABORTED", 5) in [line.event for line in read.seen]
 

@@ -77,7 +77,9 @@ class Run:
         checksum = draw(st.sampled_from(["none", "full"]), label="checksum")
         pool = PoolConfig(blocks=draw(st.integers(1, 6), label="blocks"), huge_pages=False, device=device)
         self.sender_changes: dict[str, Any] = {
-            "pool": PoolConfig(blocks=draw(st.integers(10, 16), label="source blocks"), huge_pages=False, device=device),
+            "pool": PoolConfig(
+                blocks=draw(st.integers(10, 16), label="source blocks"), huge_pages=False, device=device
+            ),
             "limits": LimitConfig(staging_bytes=1024),
             "checksum": checksum,
         }
