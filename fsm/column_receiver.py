@@ -16,14 +16,14 @@ A tick of one rank is :meth:`ColumnReceiver.tick`. Among several::
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from operator import itemgetter
 from typing import Any, cast
 
 from fsm.allocators import Choices, FirstChoice
 from fsm.blocks import BlockLedger
 from fsm.columns import NEVER, Columns
-from fsm.effects import Effect, Send
+from fsm.effects import Effect, Refused, Send
 from fsm.errors import LocalError
 from fsm.kernel import MISMATCH, UNKNOWN
 from fsm.messages import Abort, Epoch, Heartbeat, Message
@@ -134,9 +134,9 @@ class ColumnReceiver(Receiver):
         self._touch_all()
         return out
 
-    def abort(self, room: int) -> None:
+    def abort(self, room: int, reason: Reason = Reason.ABORTED) -> None:
         """As for ``Receiver``."""
-        super().abort(room)
+        super().abort(room, reason)
         self._touch(room)
 
     def rank_lost(self, boot_id: int) -> None:
@@ -308,6 +308,17 @@ class ColumnReceiver(Receiver):
         handled = self.columns.column("handled")
         data = self.columns.rooms(wants & (handled > 0), "counter", order)
         return data + self.columns.rooms(wants & (handled == 0), "counter", order)
+
+    def _guarded(self, whose: ReceiverRoom | Tombstone, action: Callable[..., None], *arguments: Any) -> None:
+        """As for ``Receiver``; and whatever else goes wrong in one request harms that one and not the worker (R11).
+        The plain receiver lets it through, since to a search it is a find."""
+        try:
+            super()._guarded(whose, action, *arguments)
+        except Exception as error:
+            text = f"{type(error).__name__}: {error}"
+            self._out.append(Refused(self.config.rank, whose.room, whose.epoch, "R11", text))
+            if isinstance(whose, ReceiverRoom):
+                self._observe_failure(whose, Reason.INTERNAL)
 
     # --- time -----------------------------------------------------------------------------------------
 

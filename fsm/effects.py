@@ -104,7 +104,8 @@ class Ended(NamedTuple):
 
 
 class Refused(NamedTuple):
-    """The block ledger refused a move, which guards property ``property``; the room it concerns will fail."""
+    """The block ledger refused a move, which guards property ``property``; or, with ``R11``, something else went
+    wrong in one room. The room it concerns will fail."""
 
     receiver_rank: int
     room: int

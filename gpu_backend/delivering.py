@@ -179,7 +179,9 @@ class DeliveringWorker(Worker):
     def _fail_room(self, room: int, text: str) -> None:
         request = self._requests.get(room)
         if request is not None:
-            self._copy_failed((room, request.epoch, -1), Reason.INTERNAL, text)
+            request.detail = request.detail or text
+            if room in self.receiver.rooms:
+                self.receiver.abort(room, Reason.INTERNAL)
 
 
 def _absent(flags: int) -> frozenset[str]:

@@ -21,6 +21,7 @@ import torch
 from fsm.effects import Effect, Ended, Moved, Send, Stage, Unstage, Write
 from fsm.errors import LocalError, RemoteError
 from fsm.messages import Epoch, Nack, NackCode, Register
+from fsm.reasons import Reason
 from fsm.sender import SenderConfig
 from fsm.states import State
 from fsm.timed_sender import TimedSender
@@ -557,7 +558,7 @@ class SenderWorker(Worker):
         self._note_detail(room, text)
         record = self.sender.rooms.get(room)
         if record is not None and any(lane.live for lane in record.lanes.values()):
-            self._perform(self.sender.abort(room, self._now))
+            self._perform(self.sender.abort(room, self._now, Reason.INTERNAL))
 
     def _restart(self, lost: LinkLost) -> None:
         """Go on as a new process would. Closing the transport first proves that nothing of the old one goes on."""

@@ -10,7 +10,8 @@ Then must hold:
 - whoever starts anew under the same address, with a new boot_id, is taken up: the next requests end in Success;
 - whatever is delivered is what was sent, to the byte.
 
-Times are short (deadlines of a second), and processes are forked from a server that has everything imported, so that a
+Times are short (deadlines of a second or two), and processes are forked from a server that has everything imported, so
+that a
 round takes a second or two.
 """
 
@@ -45,7 +46,7 @@ CHECK_REQUESTS: Final = 2
 IN_FLIGHT: Final = 3
 
 TIMING: Final = TimingConfig(
-    deadline_s=1.0, queue_deadline_s=1.0, bootstrap_s=1.5, resend_s=0.1, tombstone_s=3.0, heartbeat_s=0.25
+    deadline_s=1.5, queue_deadline_s=1.5, bootstrap_s=1.5, resend_s=0.1, tombstone_s=3.0, heartbeat_s=0.25
 )
 END_LIMIT_S: Final = TIMING.timing().longest_s
 """No wait of a request, on either side, may take longer than all of its deadlines together."""

@@ -14,7 +14,7 @@ from fsm import columns
 from fsm.allocators import make_allocator
 from fsm.blocks import BlockLedger
 from fsm.column_receiver import ColumnReceiver
-from fsm.effects import CopyOut, Effect, Ended, Moved, Send
+from fsm.effects import CopyOut, Effect, Ended, Moved, Refused, Send
 from fsm.errors import LocalError
 from fsm.messages import Abort, Epoch, Grant, Heartbeat
 from fsm.ranks import Observation
@@ -225,6 +225,43 @@ def test_a_wrong_copy_fails_its_request_at_the_next_tick() -> None:
     (copy,) = of_type(land(who, copy=False), CopyOut)
     who.copy_failed(*copy[:3], Reason.CHECKSUM, 0)
     assert [e.reason for e in of_type(who.tick(0), Ended)] == ["CHECKSUM"]
+
+
+def test_r11_whatever_goes_wrong_in_one_room_harms_that_one_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    who = fast(8)
+    for room in (1, 2):
+        offered(who, 8, room=room)
+    for room in (1, 2):
+        who.receive(status(0, 8, 8, room=room, epoch=who.rooms[room].epoch), 0)
+    take = Receiver._take_chunk
+
+    def breaks(self: Receiver, room: Any, seen: Any) -> None:
+        if room.room == 1:
+            raise ZeroDivisionError("a mistake in the program")
+        take(self, room, seen)
+
+    monkeypatch.setattr(Receiver, "_take_chunk", breaks)
+    effects = who.tick(0)
+    (refused,) = of_type(effects, Refused)
+    assert (refused.room, refused.property, refused.text) == (1, "R11", "ZeroDivisionError: a mistake in the program")
+    assert [effect.room for effect in of_type(effects, CopyOut)] == [2]
+    assert [(e.room, e.reason) for e in of_type(who.tick(0), Ended)] == [(1, "INTERNAL")]
+
+
+def test_r11_a_tombstone_that_cannot_be_worked_on_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    who = fast()
+    offered(who, 8)
+    fail(who)
+    monkeypatch.setattr(BlockLedger, "release", lambda *arguments: 1 // 0)
+    (refused,) = who.receive(abort_ack(), 0)
+    assert isinstance(refused, Refused) and refused.property == "R11"
+
+
+def test_a_request_may_be_ended_for_another_reason() -> None:
+    who = fast()
+    who.submit(1, 0)
+    who.abort(1, Reason.INTERNAL)
+    assert [e.reason for e in of_type(who.tick(0), Ended)] == ["INTERNAL"]
 
 
 # --- ranks ----------------------------------------------------------------------------------------------

@@ -250,9 +250,10 @@ def test_a_rebuild_that_fails_can_be_tried_again(ranks: Ranks) -> None:
 def test_rows_that_waited_for_the_old_group_are_forgotten(ranks: Ranks) -> None:
     group = ranks.take(2)
     form(group, rows_max=1)
-    exchange(group, observed(0, [seen(1), seen(2)]), observed(1))
+    exchange(group, observed(0, [seen(1), seen(2), seen(3)]), observed(1))
     group[1].ask("set", "ticks", 9)
     exchange(group, observed(0), observed(1))
+    assert group[0].ask("get", "waiting") == 1
     at_once(group, "rebuild", 1)
     brought = (observed(0), observed(1))
     assert exchange(group, *brought) == [brought, brought]

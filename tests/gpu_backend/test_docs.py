@@ -12,7 +12,6 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import click
 import pytest
 import typer
 
@@ -209,7 +208,7 @@ def commands_of(text: str) -> list[list[str]]:
     return found
 
 
-def _app() -> click.Command:
+def _app() -> Any:
     from sim.cli import build_app
 
     return typer.main.get_command(build_app())
