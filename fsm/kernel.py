@@ -9,8 +9,11 @@ The rules, in the numbering of ``docs/protocol.md``:
 
 * R1, progress is what the sender says it committed: :func:`progress`, :func:`committed_after`;
 * R2, a resume is decided once per watermark: :func:`resume_due`;
+* R3, a grant is executed once and closed once: :func:`grant_kind`, :func:`grant_fits`, :func:`may_close`;
+* R5, what may be written is not given away: :func:`proof_counts`, :func:`may_release`;
 * R6, nobody waits while holding what another needs: :func:`blocks_needed`, :func:`blocks_wanted`,
-  :func:`blocks_for_early_grant`, :func:`result_needed`, :func:`grant_capacity`;
+  :func:`within_limit`, :func:`blocks_for_early_grant`, :func:`result_needed`, :func:`grant_capacity`,
+  :func:`wants_blocks`, :func:`better_later`;
 * R7, all ranks decide alike: :func:`fold_known`, :func:`verdict`.
 """
 
@@ -64,6 +67,9 @@ UNKNOWN = -1
 MISMATCH = -2
 """Ranks were told different things."""
 
+# What a GRANT is to a sender, in the order of `fsm.rules.GrantKind`.
+NEXT, REPLAY, GAP = range(3)
+
 # What a request's poll comes to. The order of the codes is not a priority; `verdict` decides that.
 IDLE, FAIL, REGISTERED, CHUNK, COMPLETE, WANTS_BLOCKS = range(6)
 
@@ -85,6 +91,40 @@ def committed_after(ops: Ops, start: Number, capacity: Number, total: Number) ->
     return ops.minimum(start + capacity, total)
 
 
+def grant_kind(ops: Ops, seq: Number, executed_seq: Number, parked_seq: Number) -> Number:
+    """R3: what a GRANT is to a sender: the next one, one that was taken before, or one after a gap.
+
+    ``executed_seq`` is the last one that was executed, ``parked_seq`` the one that waits to be; ``UNKNOWN``
+    where there is none.
+    """
+    taken = (seq <= executed_seq) | ((seq == parked_seq) & (parked_seq > UNKNOWN))
+    follows = (seq == executed_seq + 1) & (parked_seq == UNKNOWN)
+    return ops.where(taken, REPLAY, ops.where(follows, NEXT, GAP))
+
+
+def grant_fits(capacity: Number, blocks: Number, block_tokens: Number) -> Number:
+    """R3: whether the blocks of a grant can hold what it asks for, and it asks for anything."""
+    return (capacity > 0) & (capacity <= blocks * block_tokens)
+
+
+def may_close(landed_required: Number, landed_seq: Number, seq: Number) -> Number:
+    """R1, R3: whether the STATUS of a grant closes it already, or the own completion is still awaited."""
+    return (landed_seq >= seq) | (landed_required == False)  # noqa: E712 - `not` asks for one answer
+
+
+def proof_counts(boot_id: Number, peer_boot_id: Number) -> Number:
+    """R5: whether the ABORT_ACK of a process is a proof: that of the process that was granted to is. A request
+    that was never registered (``peer_boot_id`` 0) granted nothing, and takes anybody's."""
+    return (boot_id == peer_boot_id) | (peer_boot_id == 0)
+
+
+def may_release(two_sided: Number, executed_seq: Number, held_seq: Number, landed_seq: Number) -> Number:
+    """R5: whether blocks may leave quarantine once the ABORT was acknowledged. Where writes end in a receive of
+    one's own, one that was executed must have landed besides."""
+    under_way = (executed_seq >= held_seq) & (held_seq > landed_seq)
+    return (under_way == False) | (two_sided == False)  # noqa: E712 - `not` asks for one answer
+
+
 def resume_due(committed: Number, last_resume_at: Number, total: Number) -> Number:
     """R2: a continuation is due for a watermark that was reached, not finished, and not yet acted on."""
     return (last_resume_at < committed) & (committed < total)
@@ -97,8 +137,12 @@ def blocks_needed(tokens: Number, block_tokens: Number) -> Number:
 
 def blocks_wanted(ops: Ops, tokens: Number, block_tokens: Number, grant_blocks_max: Number) -> Number:
     """R6: what to ask for: enough for ``tokens``, never more than the limit of one grant (0 = no limit)."""
-    needed = blocks_needed(tokens, block_tokens)
-    return ops.where(grant_blocks_max > 0, ops.minimum(needed, grant_blocks_max), needed)
+    return within_limit(ops, blocks_needed(tokens, block_tokens), grant_blocks_max)
+
+
+def within_limit(ops: Ops, needed_blocks: Number, grant_blocks_max: Number) -> Number:
+    """R6: what is needed, never more than one grant may take (0 = no limit)."""
+    return ops.where(grant_blocks_max > 0, ops.minimum(needed_blocks, grant_blocks_max), needed_blocks)
 
 
 def blocks_for_early_grant(ops: Ops, available: Number) -> Number:
@@ -119,6 +163,21 @@ def result_needed(ops: Ops, total: Number, limit: Number) -> Number:
 def grant_capacity(ops: Ops, tokens: Number, blocks: Number, block_tokens: Number) -> Number:
     """Tokens that a grant of ``blocks`` blocks may carry when ``tokens`` are wanted."""
     return ops.minimum(tokens, blocks * block_tokens)
+
+
+def wants_blocks(
+    state: Number, next_seq: Number, total: Number, early_tokens: Number, due: Number
+) -> Number:
+    """R2, R6: whether a request asks for blocks: for its first grant, once it knows how much or may ask early;
+    for a continuation, while one is ``due``."""
+    first = (state == WAITING) & (next_seq == 0) & ((total > 0) | (early_tokens > 0))
+    return first | ((state == TRANSFERRING) & due)
+
+
+def better_later(delivered: Number, handled: Number, available: Number, wanted: Number) -> Number:
+    """R6: whether a request does better to wait: its own blocks are about to come back, and a larger grant then
+    beats a smaller one now."""
+    return (delivered < handled) & (available < wanted)
 
 
 def fold_known(ops: Ops, lowest_known: Number, highest_known: Number, all_known: Number) -> Number:

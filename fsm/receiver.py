@@ -107,11 +107,11 @@ class Receiver(FactKeeper):
         )  # fmt: skip
         return out
 
-    def abort(self, room: int) -> None:
+    def abort(self, room: int, reason: Reason = Reason.ABORTED) -> None:
         """End a request at the next tick. Raises :class:`LocalError` if there is none."""
         if room not in self.rooms:
             raise LocalError(f"room {room}: nothing to abort; live rooms: {sorted(self.rooms)}")
-        self._observe_failure(self.rooms[room], Reason.ABORTED)
+        self._observe_failure(self.rooms[room], reason)
 
     def rank_lost(self, boot_id: int) -> None:
         """A rank of this receiver is gone: every request fails at the next tick, and this receiver speaks
@@ -290,9 +290,10 @@ class Receiver(FactKeeper):
         return tombstone
 
     def _wants_blocks(self, room: ReceiverRoom) -> bool:
-        if room.state == State.WAITING:
-            return room.next_seq == 0 and (room.total_tokens > 0 or room.early_tokens > 0)
-        return room.state == State.TRANSFERRING and self.rules.detect(room)
+        due = room.state == State.TRANSFERRING and self.rules.detect(room)
+        state = STATE_NUMBER[room.state]
+        wants: bool = kernel.wants_blocks(state, room.next_seq, room.total_tokens, room.early_tokens, due)
+        return wants
 
     def _may_want_blocks(self, room: ReceiverRoom, progress_tokens: int) -> bool:
         """Whether the coming decision may make this request a candidate for blocks."""
@@ -349,9 +350,10 @@ class Receiver(FactKeeper):
         needed = kernel.blocks_needed(tokens, block_tokens)
         wanted = self.rules.wanted(needed, self._grant_blocks_max)
         available = self.rules.early_available(free) if early else free
-        copying = seen.delivered_tokens < room.handled_tokens  # on some rank, and all of them act on it (R7)
-        if copying and available < wanted and self.rules.copy_when_landed(room):
-            return 0  # its own blocks are about to come back: a larger grant then beats a smaller one now
+        # What is still being copied, on some rank, all of them act on (R7).
+        later = kernel.better_later(seen.delivered_tokens, room.handled_tokens, available, wanted)
+        if later and self.rules.copy_when_landed(room):
+            return 0
         blocks = self.rules.take(wanted, available)
         if blocks <= 0:
             return 0

@@ -276,7 +276,9 @@ class FactKeeper:
     def _close_grant(self, room: ReceiverRoom) -> None:
         """R3: one STATUS closes one grant; blocks that it did not reach are free at once (R5)."""
         grant, closing = room.grant, room.closing
-        if grant is None or closing is None or (self.config.landed_required and room.landed_seq < grant.seq):
+        if grant is None or closing is None:
+            return
+        if not kernel.may_close(self.config.landed_required, room.landed_seq, grant.seq):
             return
         tokens = closing.committed_tokens - grant.start
         reached = kernel.blocks_needed(tokens, self.config.layout.block_tokens)
@@ -322,7 +324,7 @@ class FactKeeper:
     def _on_abort_ack(self, tombstone: Tombstone, message: AbortAck) -> None:
         """R11: no write of this epoch is outstanding and none will start; that very process says so."""
         tombstone.abort = None
-        if message.boot_id == tombstone.peer_boot_id or not tombstone.peer_boot_id:
+        if kernel.proof_counts(message.boot_id, tombstone.peer_boot_id):
             tombstone.acknowledged = True
             tombstone.executed_seq = max(tombstone.executed_seq, message.executed_seq)
             self._release_if_quiet(tombstone)
@@ -363,8 +365,8 @@ class FactKeeper:
         """Where a send completion does not prove arrival, the own receive must have ended besides."""
         if not tombstone.held or not tombstone.acknowledged:
             return
-        under_way = tombstone.executed_seq >= tombstone.held_seq > tombstone.landed_seq
-        if not (self.config.two_sided and under_way):
+        executed, held, landed = tombstone.executed_seq, tombstone.held_seq, tombstone.landed_seq
+        if kernel.may_release(self.config.two_sided, executed, held, landed):
             self._release(tombstone)
 
     def _release(self, tombstone: Tombstone) -> None:

@@ -36,9 +36,9 @@ Headers = Callable[[int], int]
 class GrantKind(IntEnum):
     """R3: what a GRANT is to a sender that has executed ``seq`` last."""
 
-    NEXT = 0
-    REPLAY = 1
-    GAP = 2
+    NEXT = kernel.NEXT
+    REPLAY = kernel.REPLAY
+    GAP = kernel.GAP
 
 
 # --- receiver -------------------------------------------------------------------------------------------
@@ -78,7 +78,8 @@ def data_first(room: ReceiverRoom) -> tuple[int, int]:
 
 def up_to_limit(needed_blocks: int, grant_blocks_max: int) -> int:
     """R6: what is needed, never more than one grant may take."""
-    return min(needed_blocks, grant_blocks_max) if grant_blocks_max else needed_blocks
+    blocks: int = kernel.within_limit(INT, needed_blocks, grant_blocks_max)
+    return blocks
 
 
 def what_there_is(wanted_blocks: int, available_blocks: int) -> int:
@@ -146,9 +147,8 @@ def clear_headers() -> bool:
 
 def by_seq(lane: Lane, grant: Grant) -> GrantKind:
     """R3: the next seq is executed, one that was executed is answered again, a gap is refused."""
-    if grant.seq <= lane.seq or (lane.parked is not None and grant.seq == lane.parked.seq):
-        return GrantKind.REPLAY
-    return GrantKind.NEXT if grant.seq == lane.seq + 1 and lane.parked is None else GrantKind.GAP
+    parked_seq = kernel.UNKNOWN if lane.parked is None else lane.parked.seq
+    return GrantKind(kernel.grant_kind(INT, grant.seq, lane.seq, parked_seq))
 
 
 def start_must_match(lane: Lane, grant: Grant) -> bool:

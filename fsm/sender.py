@@ -135,7 +135,7 @@ class Sender:
         self._stage_next()
         return out
 
-    def abort(self, room: int, now_s: float) -> list[Effect]:
+    def abort(self, room: int, now_s: float, reason: Reason = Reason.ABORTED) -> list[Effect]:
         """End a request on this side and tell every receiver rank. Raises :class:`LocalError` if there is
         none."""
         if room not in self.rooms:
@@ -144,7 +144,7 @@ class Sender:
         record = self.rooms[room]
         for lane in tuple(record.lanes.values()):
             if lane.live:
-                self._fail(record, lane, Reason.ABORTED, now_s, tell=True)
+                self._fail(record, lane, reason, now_s, tell=True)
         return out
 
     # --- what the surroundings report -----------------------------------------------------------------
@@ -348,7 +348,8 @@ class Sender:
 
     def _fits(self, grant: Grant) -> bool:
         """Whether the blocks of a grant can hold what it asks for, and it asks for anything."""
-        return 0 < grant.capacity <= len(grant.blocks) * self.config.layout.block_tokens
+        fits: bool = kernel.grant_fits(grant.capacity, len(grant.blocks), self.config.layout.block_tokens)
+        return fits
 
     def _serve_or_offer(self, record: SenderRoom, lane: Lane, now_s: float) -> None:
         if lane.parked is not None:
