@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 NAMES = [document.relative_to(ROOT).as_posix() for document in DOCUMENTS]
 
-FOLDERS = ("fsm", "sim", "tests", "docs", ".ci")
+FOLDERS = ("fsm", "sim", "gpu_backend", "tests", "docs", ".ci")
 
 LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)")
 FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
@@ -75,7 +75,7 @@ def test_named_things_in_the_code_exist(document: Path) -> None:
     """``fsm.messages.decode``: as much of it as is a module is imported, and the rest looked up in it."""
     missing = []
     for span in code_spans(document):
-        parts = re.fullmatch(r"((?:fsm|sim)(?:\.\w+)+)(?:\(.*\))?", span)
+        parts = re.fullmatch(r"((?:fsm|sim|gpu_backend)(?:\.\w+)+)(?:\(.*\))?", span)
         if parts is not None and not _resolves(parts.group(1)):
             missing.append(span)
     assert not missing

@@ -338,3 +338,96 @@ def test_a_timer_that_is_set_for_a_deadline_finds_it_passed(since_s: float, limi
 @given(columns(SMALL, SMALL, SMALL))
 def test_expired_agrees(rows: list[tuple[Any, ...]]) -> None:
     agree(kernel.expired, rows, ops=False)
+
+
+# --- what a grant is, when it closes, and when blocks come back ------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("seq", "executed", "parked", "kind"),
+    [
+        (0, -1, UNKNOWN, kernel.NEXT),
+        (0, 0, UNKNOWN, kernel.REPLAY),
+        (1, 0, UNKNOWN, kernel.NEXT),
+        (1, 0, 1, kernel.REPLAY),
+        (2, 0, 1, kernel.GAP),
+        (1, -1, UNKNOWN, kernel.GAP),
+        (1, 0, 2, kernel.GAP),
+    ],
+)
+def test_r3_the_next_seq_is_executed_and_no_other(seq: int, executed: int, parked: int, kind: int) -> None:
+    assert kernel.grant_kind(INT, seq, executed, parked) == kind
+
+
+@given(columns(TOTALS, TOTALS, TOTALS))
+def test_grant_kind_agrees(rows: list[tuple[Any, ...]]) -> None:
+    agree(kernel.grant_kind, rows)
+
+
+def test_r3_a_grant_fits_its_blocks_and_asks_for_something() -> None:
+    assert [kernel.grant_fits(capacity, 2, 4) for capacity in (0, 1, 8, 9)] == [False, True, True, False]
+
+
+@pytest.mark.parametrize(
+    ("required", "landed_seq", "closes"), [(False, -1, True), (True, 1, False), (True, 2, True), (True, 3, True)]
+)
+def test_r3_a_status_closes_once_the_own_completion_is_there_if_it_is_needed(
+    required: bool, landed_seq: int, closes: bool
+) -> None:
+    assert kernel.may_close(required, landed_seq, 2) is closes
+
+
+@given(columns(st.booleans(), SMALL, SMALL))
+def test_may_close_agrees(rows: list[tuple[Any, ...]]) -> None:
+    agree(kernel.may_close, rows, ops=False)
+
+
+def test_r5_the_proof_is_that_of_the_process_that_was_granted_to() -> None:
+    assert [kernel.proof_counts(boot, 2) for boot in (1, 2, 3)] == [False, True, False]
+    assert kernel.proof_counts(3, 0)
+
+
+@pytest.mark.parametrize(
+    ("two_sided", "executed", "landed", "released"),
+    [
+        (False, 2, -1, True),
+        (True, 1, -1, True),
+        (True, 2, 1, False),
+        (True, 2, 2, True),
+        (True, -1, -1, True),
+    ],
+)
+def test_r5_what_was_executed_must_have_landed_where_writes_end_in_a_receive(
+    two_sided: bool, executed: int, landed: int, released: bool
+) -> None:
+    assert kernel.may_release(two_sided, executed, 2, landed) is released
+
+
+@given(columns(st.booleans(), SMALL, SMALL, SMALL))
+def test_may_release_agrees(rows: list[tuple[Any, ...]]) -> None:
+    agree(kernel.may_release, rows, ops=False)
+
+
+def test_r6_who_asks_for_blocks() -> None:
+    assert kernel.wants_blocks(kernel.WAITING, 0, 20, 0, False)
+    assert kernel.wants_blocks(kernel.WAITING, 0, UNKNOWN, 4, False)
+    assert not kernel.wants_blocks(kernel.WAITING, 0, UNKNOWN, 0, True)
+    assert not kernel.wants_blocks(kernel.WAITING, 1, 20, 4, True)
+    assert kernel.wants_blocks(kernel.TRANSFERRING, 3, 20, 0, True)
+    assert not kernel.wants_blocks(kernel.TRANSFERRING, 3, 20, 0, False)
+    assert not kernel.wants_blocks(kernel.RESUMING, 3, 20, 0, True)
+
+
+@given(columns(st.integers(min_value=0, max_value=5), SMALL, TOTALS, SMALL, st.booleans()))
+def test_wants_blocks_agrees(rows: list[tuple[Any, ...]]) -> None:
+    agree(kernel.wants_blocks, rows, ops=False)
+
+
+def test_r6_a_larger_grant_later_beats_a_smaller_one_now() -> None:
+    assert kernel.better_later(4, 8, 1, 2)
+    assert not kernel.better_later(8, 8, 1, 2)
+    assert not kernel.better_later(4, 8, 2, 2)
+
+
+def test_r6_a_limit_of_0_is_none() -> None:
+    assert [kernel.within_limit(INT, 5, limit) for limit in (0, 4, 5, 6)] == [5, 4, 5, 5]
