@@ -139,6 +139,13 @@ class ColumnReceiver(Receiver):
         super().abort(room, reason)
         self._touch(room)
 
+    def reachable(self, now_s: float) -> None:
+        """As for ``Receiver``."""
+        super().reachable(now_s)
+        self._touch_all()
+        for key in self.tombstones:
+            self._wakes.at(key, now_s)
+
     def rank_lost(self, boot_id: int) -> None:
         """As for ``Receiver``; what the ranks told each other so far is void."""
         super().rank_lost(boot_id)
@@ -273,6 +280,7 @@ class ColumnReceiver(Receiver):
         self._walk_columns(agreed, now_s, choices, order)
         self._offered = 0
         self._timers(now_s)
+        self._refresh()
         return out
 
     def _walk_columns(self, agreed: Agreed, now_s: float, choices: Choices, order: str) -> None:
@@ -376,8 +384,9 @@ class ColumnReceiver(Receiver):
 
     def next_timer_s(self) -> float | None:
         """When a tick may have something to do though nothing is received; ``None`` if never. It may be too early,
-        never too late."""
-        self._refresh()
+        never too late: 0, that is at once, if something is known that no tick has looked at."""
+        if self._changed or self._untold:
+            return 0.0
         times = [time for time in (self._wakes.next_s(),) if time is not None]
         times += [self.heartbeat_at] if self.config.timing.heartbeat_s else []
         rooms = self.columns.next_s()

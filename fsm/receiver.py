@@ -113,6 +113,14 @@ class Receiver(FactKeeper):
             raise LocalError(f"room {room}: nothing to abort; live rooms: {sorted(self.rooms)}")
         self._observe_failure(self.rooms[room], reason)
 
+    def reachable(self, now_s: float) -> None:
+        """The sender can be reached again, or for the first time: whatever awaits an answer is sent at the next
+        tick, and not when its time has come. A resend may come at any time, so this decides nothing."""
+        for room in self.rooms.values():
+            room.resend_at = min(room.resend_at, now_s)
+        for tombstone in self.tombstones.values():
+            tombstone.resend_at = min(tombstone.resend_at, now_s)
+
     def rank_lost(self, boot_id: int) -> None:
         """A rank of this receiver is gone: every request fails at the next tick, and this receiver speaks
         under a new ``boot_id`` from now on, so that the sender fences the old one (R7)."""

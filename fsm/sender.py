@@ -149,6 +149,17 @@ class Sender:
 
     # --- what the surroundings report -----------------------------------------------------------------
 
+    def reachable(self, receiver_rank: int, now_s: float) -> None:
+        """That receiver rank can be reached again, or for the first time: whatever awaits an answer from it is
+        sent at the next tick, and not when its time has come."""
+        for record in self.rooms.values():
+            lane = record.lanes.get(receiver_rank)
+            if lane is not None:
+                lane.resend_at = min(lane.resend_at, now_s)
+        for key, tombstone in self.tombstones.items():
+            if key.receiver_rank == receiver_rank:
+                tombstone.resend_at = min(tombstone.resend_at, now_s)
+
     def staged(self, room: int, now_s: float) -> list[Effect]:
         """The payload that ``Stage`` asked for is in the source pool."""
         out = self._out = []

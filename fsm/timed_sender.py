@@ -47,6 +47,14 @@ class TimedSender(Sender):
         self._arm_room(room)
         return out
 
+    def reachable(self, receiver_rank: int, now_s: float) -> None:
+        """As for ``Sender``."""
+        super().reachable(receiver_rank, now_s)
+        for room in self.rooms:
+            self._arm(room, receiver_rank)
+        for key in self.tombstones:
+            self._arm_tombstone(key)
+
     def staged(self, room: int, now_s: float) -> list[Effect]:
         """As for ``Sender``."""
         out = super().staged(room, now_s)

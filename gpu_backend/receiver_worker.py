@@ -379,6 +379,7 @@ class ReceiverWorker(DeliveringWorker):
         """A sender process said who it is: watch it, for its end is the proof that it writes no more."""
         self._senders.watch(hello.boot_id, hello.process)
         self.transport.peer_up(hello)
+        self.receiver.reachable(self._now)
 
     def _look_at_processes(self) -> None:
         for boot_id in self._senders.gone():

@@ -20,14 +20,15 @@ import torch
 
 from fsm.effects import Effect, Ended, Moved, Send, Stage, Unstage, Write
 from fsm.errors import LocalError, RemoteError
-from fsm.messages import Epoch, Nack, NackCode, Register
+from fsm.messages import Epoch, Message, Nack, NackCode, Register
 from fsm.reasons import Reason
 from fsm.sender import SenderConfig
 from fsm.states import State
 from fsm.timed_sender import TimedSender
 from gpu_backend.checksum import Mode, check_mode, source_checksum
 from gpu_backend.config import SenderWorkerConfig, validate_config
-from gpu_backend.control import ControlServer, CurveKeys, Hello, Received, Rejected, Side
+from gpu_backend.control import ControlServer, CurveKeys, Greeted, Hello, Received, Rejected, Side
+from gpu_backend.knocks import Knocks
 from gpu_backend.layout import DEEPSTACK, MROPE_POSITIONS, make_layout
 from gpu_backend.observe import Observer, Stats
 from gpu_backend.outcomes import LaneOutcome, SenderOutcome
@@ -119,6 +120,7 @@ class SenderWorker(Worker):
         self._requests: dict[int, _Request] = {}
         self._stagings: deque[_Staging] = deque()
         self._writes: dict[WriteKey, _Writing] = {}
+        self._knocks = Knocks(config.timing.bootstrap_s)
         self._outcomes: list[SenderOutcome] = []
         self._queue: deque[Effect] = deque()
         self._performing = False
@@ -201,6 +203,8 @@ class SenderWorker(Worker):
         self._requests[room] = request
         self.reporter.submitted(len(self.config.ranks.receiver_ranks))
         self._perform(effects)
+        for message in self._knocks.take(room, tuple(self.config.ranks.receiver_ranks), self._now):
+            self._take_message(message)
 
     def _request(
         self, room: int, payload: Payload | int, fill: Fill | None, has_mrope: bool, has_deepstack: bool, delta: Any
@@ -336,12 +340,11 @@ class SenderWorker(Worker):
         room: int | None = None
         try:
             if isinstance(incoming, Received):
-                message = incoming.message
-                room = getattr(message, "room", None)
+                room = getattr(incoming.message, "room", None)
                 self.reporter.counters.messages_received += 1
-                if isinstance(message, Register) and not self._introduce(message):
-                    return
-                self._perform(self.sender.receive(message, self._now))
+                self._take_message(incoming.message)
+            elif isinstance(incoming, Greeted):
+                self.sender.reachable(incoming.hello.rank, self._now)
             elif isinstance(incoming, Side):
                 self.transport.on_message(incoming.rank, incoming.boot_id, incoming.data)
             elif isinstance(incoming, Rejected):
@@ -352,6 +355,14 @@ class SenderWorker(Worker):
             log.warning("sender %d: from a receiver: %s", self.rank, error)
         except Exception as error:
             self._room_error(room, "taking a message", error)
+
+    def _take_message(self, message: Message) -> None:
+        if isinstance(message, Register):
+            if not self._introduce(message):
+                return
+            if message.room not in self.sender.rooms:
+                self._knocks.keep(message, self._now)
+        self._perform(self.sender.receive(message, self._now))
 
     def _introduce(self, message: Register) -> bool:
         """Let the transport read the descriptors before the sender sees a REGISTER of one of its receivers.

@@ -153,6 +153,7 @@ def test_no_request_no_timer() -> None:
 def test_the_next_timer_is_the_earliest_of_all() -> None:
     who = fast()
     who.submit(1, 10)
+    who.tick(10)
     assert who.next_timer_s() == 10 + TIMING.resend_s
     who.receive(register_ack(), 11)
     who.tick(11)
@@ -173,6 +174,30 @@ def test_what_awaits_an_answer_is_sent_again() -> None:
     (again,) = who.tick(TIMING.resend_s)
     assert isinstance(again, Send) and again.resend and isinstance(again.message, Grant)
     assert who.tick(TIMING.resend_s) == []
+
+
+def test_what_no_tick_has_looked_at_is_due_at_once() -> None:
+    who = fast()
+    registered(who)
+    later = who.next_timer_s()
+    assert later is not None and later > 0
+    who.receive(offer(20), 1)
+    assert who.next_timer_s() == 0
+    who.tick(1)
+    assert who.next_timer_s() == 1 + TIMING.resend_s
+    who.tick(1 + TIMING.resend_s)
+    assert who.next_timer_s() == 1 + 2 * TIMING.resend_s, "a resend is no news"
+
+
+def test_what_awaits_an_answer_goes_at_once_to_a_peer_that_can_be_reached_again() -> None:
+    who = fast()
+    offered(who, 20)
+    registered(who, room=2)
+    fail(who, room=2)
+    assert who.tick(1) == []
+    who.reachable(1)
+    assert [type(message) for message in sent(who.tick(1))] == [Grant, Abort]
+    assert who.tick(1) == [] and len(who.tick(1 + TIMING.resend_s)) == 2
 
 
 def test_an_abort_is_repeated_until_it_is_acknowledged_and_then_the_tombstone_goes() -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from fsm.blocks import BlockLedger
 from fsm.effects import CopyOut, Ended, Recycle
+from fsm.messages import Grant
 from fsm.reasons import Reason
 from fsm.receiver import Receiver
 from fsm.states import BlockState, State
@@ -244,3 +245,21 @@ def test_r5_a_one_sided_write_is_over_when_the_sender_says_so() -> None:
     offered(who, 20)
     fail(who)
     assert who.receive(abort_ack(executed_seq=0), 1) == [Recycle((0, 1), True)]
+
+
+# --- a peer that comes back -----------------------------------------------------------------------------
+
+
+def test_what_awaits_an_answer_is_said_again_when_the_peer_can_be_reached() -> None:
+    who = receiver(2)
+    offered(who, 20)
+    assert who.tick(1) == []
+    who.reachable(1)
+    assert [type(message) for message in sent(who.tick(1))] == [Grant]
+    assert who.tick(1) == []
+
+
+def test_a_rank_without_a_lane_is_nobodys() -> None:
+    encode = ready(8)
+    encode.reachable(5, 1)
+    assert encode.tick(1) == []

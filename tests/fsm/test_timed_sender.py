@@ -58,6 +58,19 @@ def test_an_offer_is_repeated_and_then_its_deadline_passes() -> None:
     assert ended.reason == "DEADLINE" and not who.rooms
 
 
+def test_what_awaits_an_answer_goes_at_once_to_a_rank_that_can_be_reached_again() -> None:
+    who = fast(receiver_ranks=(0, 1), source_blocks=100)
+    offered(who, 1)
+    offered(who, 2)
+    who.abort(2, 0)
+    assert who.tick(1) == []
+    who.reachable(1, 1)
+    assert who.tick(1) == [], "it was the other one that awaits nothing"
+    who.reachable(0, 1)
+    assert kinds(who.tick(1)) == [Offer, Abort]
+    assert who.tick(1) == [] and kinds(who.tick(8)) == [Offer, Abort]
+
+
 def test_an_abort_is_repeated_until_it_is_acknowledged_and_the_tombstone_goes_in_its_time() -> None:
     who = fast()
     offered(who)

@@ -1,4 +1,4 @@
-"""A plain search to hold the vector engine against, and small models that Hypothesis draws.
+"""A plain search to hold the vector engine against, and small models drawn from a number.
 
 The search visits one state at a time, keeps a set, and knows symmetry only as "try every order and take the lowest".
 """
@@ -6,11 +6,15 @@ The search visits one state at a time, keeps a set, and knows symmetry only as "
 from __future__ import annotations
 
 from itertools import permutations, product
+from random import Random
 from typing import Any, NamedTuple
 
-from hypothesis import strategies as st
-
 from sim.model.form import Action, Clause, Field, Model, State, holds, negate, successors
+
+Tests = tuple[tuple[str, tuple[int, ...]], ...]
+"""Fields, each with values of which it has one."""
+Changes = tuple[tuple[str, str, Any], ...]
+"""Fields, how each is changed, and by what."""
 
 
 class Plain(NamedTuple):
@@ -69,7 +73,7 @@ def _one_of(view: Any, name: str, values: tuple[int, ...]) -> Any:
     return truth
 
 
-def _guard(tests: tuple[tuple[str, tuple[int, ...]], ...]) -> Any:
+def _guard(tests: Tests) -> Any:
     def guard(ops: Any, view: Any) -> Any:
         truth = True
         for name, values in tests:
@@ -79,7 +83,7 @@ def _guard(tests: tuple[tuple[str, tuple[int, ...]], ...]) -> Any:
     return guard
 
 
-def _update(changes: tuple[tuple[str, str, Any], ...], fields: dict[str, Field]) -> Any:
+def _update(changes: Changes, fields: dict[str, Field]) -> Any:
     """Changes of a few kinds: to a number, up or down by some, to another field, one or the other by a test."""
 
     def update(ops: Any, view: Any) -> dict[str, Any]:
@@ -101,102 +105,96 @@ def _update(changes: tuple[tuple[str, str, Any], ...], fields: dict[str, Field])
     return update
 
 
-@st.composite
-def _tests(draw: st.DrawFn, fields: list[Field], count: int = 2) -> tuple[tuple[str, tuple[int, ...]], ...]:
-    chosen = draw(st.lists(st.sampled_from(fields), max_size=count, unique=True))
-    return tuple((field.name, draw(_values(field))) for field in chosen)
+def _tests(dice: Random, fields: list[Field], most: int = 2) -> Tests:
+    chosen = dice.sample(fields, min(dice.randint(0, most), len(fields)))
+    return tuple((field.name, _values(dice, field)) for field in chosen)
 
 
-def _values(field: Field) -> st.SearchStrategy[tuple[int, ...]]:
-    near = list(range(field.low, min(field.high, field.low + 3) + 1))
-    return st.lists(st.sampled_from(near), min_size=1, max_size=3, unique=True).map(tuple)
+def _values(dice: Random, field: Field) -> tuple[int, ...]:
+    near = range(field.low, min(field.high, field.low + 3) + 1)
+    return tuple(dice.sample(near, dice.randint(1, min(3, len(near)))))
 
 
-@st.composite
-def _changes(draw: st.DrawFn, fields: list[Field], readable: list[Field]) -> tuple[tuple[str, str, Any], ...]:
+def _changes(dice: Random, fields: list[Field], readable: list[Field]) -> Changes:
     changes = []
-    for field in draw(st.lists(st.sampled_from(fields), max_size=3, unique=True)):
-        kind = draw(st.sampled_from(["set", "set", "add", "copy", "where"]))
+    for field in dice.sample(fields, dice.randint(1, min(3, len(fields)))):
+        kind = dice.choice(["set", "add", "add", "copy", "where"])
         if field.high - field.low < 3:
             kind = "set"
-        value: Any = draw(st.integers(-2, 2))
+        value: Any = dice.choice([-2, -1, 1, 1, 2])
         if kind == "set":
-            value = draw(_values(field))[0]
+            value = _values(dice, field)[0]
         elif kind == "copy":
-            value = draw(st.sampled_from(readable)).name
+            value = dice.choice(readable).name
         elif kind == "where":
-            other = draw(st.sampled_from(readable))
-            value = (other.name, draw(_values(other))[0])
+            other = dice.choice(readable)
+            value = (other.name, _values(dice, other)[0])
         changes.append((field.name, kind, value))
     return tuple(changes)
 
 
-@st.composite
-def _fields(draw: st.DrawFn, prefix: str, count: int, wide: bool) -> list[Field]:
+def _fields(dice: Random, prefix: str, count: int, wide: bool) -> list[Field]:
     """Fields with bounds anywhere; wide ones are there so that a state takes several words."""
     result = []
     for number in range(count):
-        low = draw(st.integers(-130, 5))
-        span = draw(st.sampled_from([0, 1, 2, 3, 3, 200, *([1 << 40, 1 << 30, 1 << 45] if wide else [])]))
+        low = dice.randint(-130, 5)
+        span = dice.choice([0, 1, 2, 3, 3, 3, 200, *([1 << 40, 1 << 30, 1 << 45] if wide else [])])
         result.append(Field(f"{prefix}{number}", low, low + span))
     return result
 
 
-@st.composite
-def models(draw: st.DrawFn) -> Model:
+def drawn_model(seed: int) -> Model:
     """Any small model."""
-    fields = draw(_fields("f", draw(st.integers(1, 5)), draw(st.booleans())))
+    dice = Random(seed)
+    fields = _fields(dice, "f", dice.randint(2, 6), dice.random() < 0.5)
     by_name = {field.name: field for field in fields}
-    actions = [
-        Action(f"action{number}", _guard(draw(_tests(fields))), _update(draw(_changes(fields, fields)), by_name))
-        for number in range(draw(st.integers(0, 6)))
-    ]
-    starts = draw(
-        st.lists(st.fixed_dictionaries({f.name: _values(f).map(lambda v: v[0]) for f in fields}), min_size=1, max_size=3)
+    actions = tuple(
+        Action(f"action{number}", _guard(_tests(dice, fields)), _update(_changes(dice, fields, fields), by_name))
+        for number in range(dice.randint(1, 9))
     )
-    return Model("drawn", tuple(fields), tuple(starts), tuple(actions), draw(_clauses(fields)))
+    starts = tuple({f.name: _values(dice, f)[0] for f in fields} for _ in range(dice.choice([1, 1, 2, 3])))
+    return Model(f"drawn({seed})", tuple(fields), starts, actions, _clauses(dice, fields))
 
 
-@st.composite
-def _clauses(draw: st.DrawFn, fields: list[Field]) -> tuple[Clause, ...]:
+def _clauses(dice: Random, fields: list[Field]) -> tuple[Clause, ...]:
     """What a conjunction of tests says must never come true, at most twice."""
     result = []
-    for number in range(draw(st.integers(0, 2))):
-        tests = draw(_tests(fields, 3))
+    for number in range(dice.choice([0, 0, 1, 2])):
+        tests = tuple((field.name, _values(dice, field)[:1]) for field in dice.sample(fields, min(4, len(fields))))
         result.append(Clause(f"clause{number}", "drawn", lambda ops, view, t=tests: negate(_guard(t)(ops, view))))
     return tuple(result)
 
 
-@st.composite
-def symmetric_models(draw: st.DrawFn) -> Model:
+def drawn_symmetric_model(seed: int) -> Model:
     """A few identical records, and fields that they share."""
-    shared = draw(_fields("s", draw(st.integers(0, 2)), False))
-    pattern = draw(_fields("r", draw(st.integers(1, 3)), draw(st.booleans())))
-    count = draw(st.integers(2, 4))
+    dice = Random(seed)
+    shared = _fields(dice, "s", dice.randint(0, 2), False)
+    pattern = _fields(dice, "r", dice.randint(1, 3), dice.random() < 0.4)
+    count = dice.randint(2, 4)
     records = [[Field(f"{f.name}_{number}", f.low, f.high) for f in pattern] for number in range(count)]
     fields = [*shared, *(field for record in records for field in record)]
     steps = [
-        (draw(_tests([*shared, *pattern])), draw(_changes([*shared, *pattern], [*shared, *pattern])))
-        for _ in range(draw(st.integers(1, 4)))
+        (_tests(dice, [*shared, *pattern]), _changes(dice, [*shared, *pattern], [*shared, *pattern]))
+        for _ in range(dice.randint(1, 4))
     ]
-    own = {field.name for field in pattern}
+    own = [field.name for field in pattern]
     actions = []
     for number in range(count):
         for step, (tests, changes) in enumerate(steps):
             guard, update = _of_record(tests, changes, own, number, {f.name: f for f in fields})
             actions.append(Action(f"step{step}({number})", guard, update))
     return Model(
-        "drawn symmetric",
+        f"drawn_symmetric({seed})",
         tuple(fields),
         ({},),
         tuple(actions),
-        draw(_clauses(shared)) if shared else (),
+        _clauses(dice, shared) if shared else (),
         (tuple(tuple(field.name for field in record) for record in records),),
     )
 
 
 def _of_record(
-    tests: Any, changes: Any, own: set[str], number: int, fields: dict[str, Field]
+    tests: Tests, changes: Changes, own: list[str], number: int, fields: dict[str, Field]
 ) -> tuple[Any, Any]:
     """A step of the pattern as the step of one record."""
 
@@ -228,8 +226,9 @@ def matrix_model(rows: int, columns: int, *, cell_max: int = 1) -> Model:
                     lambda o, v, i=i, j=j: {f"has{i}_{j}": 0, f"free{j}": 0},
                 )
             )
-    requests = tuple((f"want{i}", *(f"has{i}_{j}" for j in range(columns))) for i in range(rows))
-    blocks = tuple((f"free{j}", *(f"has{i}_{j}" for i in range(rows))) for j in range(columns))
+    # In this order the fields of some blocks lie side by side and those of others do not.
+    requests = tuple((f"want{i}", *(f"has{i}_{j}" for j in reversed(range(columns)))) for i in range(rows))
+    blocks = tuple((*(f"has{i}_{j}" for i in range(rows)), f"free{j}") for j in range(columns))
     return Model("matrix", tuple(fields), ({},), tuple(actions), (), (requests, blocks))
 
 

@@ -17,7 +17,15 @@ from sim.engines.vector import Search, explore
 from sim.engines.vector_symmetry import network
 from sim.model.form import Action, Clause, Field, Model, successors
 from sim.model.two_phase import two_phase
-from tests.sim.model_kit import Plain, check_trace, lowest, matrix_model, models, plain_search, symmetric_models
+from tests.sim.model_kit import (
+    Plain,
+    check_trace,
+    drawn_model,
+    drawn_symmetric_model,
+    lowest,
+    matrix_model,
+    plain_search,
+)  # fmt: skip
 
 
 def compare(model: Model, plain: Plain | None, *, deadlock: bool = False, **limits: Any) -> None:
@@ -37,12 +45,12 @@ def compare(model: Model, plain: Plain | None, *, deadlock: bool = False, **limi
         check_trace(model, result.violation, deadlock=deadlock)
 
 
-@given(models(), st.booleans())
+@given(st.integers(0, 1 << 32).map(drawn_model), st.booleans())
 def test_agrees_with_a_plain_search(model: Model, deadlock: bool) -> None:
     compare(model, plain_search(model, deadlock=deadlock), deadlock=deadlock)
 
 
-@given(symmetric_models(), st.booleans())
+@given(st.integers(0, 1 << 32).map(drawn_symmetric_model), st.booleans())
 def test_symmetric_states_are_counted_once(model: Model, deadlock: bool) -> None:
     compare(model, plain_search(model, deadlock=deadlock, states_max=600), deadlock=deadlock)
 
@@ -94,7 +102,7 @@ def test_spilled_runs_do_not_matter(seed: int, crumbs: None, tmp_path: Path) -> 
     assert list((tmp_path / "runs").iterdir()) == []
 
 
-@given(models())
+@given(st.integers(0, 1 << 32).map(drawn_model))
 @hypothesis_settings(max_examples=40)
 def test_words_that_share_a_key_are_told_apart(model: Model) -> None:
     """Were the key of a state of several words equal for all of them, only speed would be lost."""
@@ -188,7 +196,7 @@ def test_running_out_of_memory_is_not_the_end() -> None:
     result = explore(endless(), memory_bytes=300_000)
     assert (result.verdict, result.coverage) == ("bounded", "bounded")
     assert result.bound.startswith("memory, ")
-    assert 1000 < result.states
+    assert result.states > 1000
     assert result.memory_bytes <= 300_000
 
 
@@ -240,7 +248,9 @@ def tiny(action: Action, *, high: int = 3, symmetry: Any = (), fields: tuple[Fie
 )
 def test_an_update_that_leaves_its_bounds_is_named(update: Any) -> None:
     up = Action("up", lambda o, v: v.a <= 3, lambda o, v: {"a": o.minimum(v.a + 1, 3), **update(o, v)})
-    with pytest.raises(LocalError, match=r"action 'up': sets '[ab]' to -?\d, outside of its bounds 0\.\.3, in the state a="):
+    with pytest.raises(
+        LocalError, match=r"action 'up': sets '[ab]' to -?\d, outside of its bounds 0\.\.3, in the state a="
+    ):
         explore(tiny(up))
 
 
@@ -260,7 +270,7 @@ def test_a_state_that_does_not_fit_is_refused() -> None:
 def test_a_symmetry_that_is_none_is_refused() -> None:
     """Else states would be hidden, and the answer would be wrong."""
     only_a = Action("only_a", lambda o, v: v.a < 2, lambda o, v: {"a": v.a + 1})
-    with pytest.raises(LocalError, match=r"symmetry group 1: exchanging \('a',\) and \('b',\) changes what may happen"):
+    with pytest.raises(LocalError, match=r"symmetry group 1: exchanging \(a\) and \(b\) changes what may happen"):
         explore(tiny(only_a, symmetry=((("a",), ("b",)),)))
 
 
@@ -292,9 +302,7 @@ def test_no_memory_at_all_is_refused() -> None:
 # --- the finished graph ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "model", [small(0), small(2), matrix_model(2, 2), two_phase(2)], ids=lambda model: model.name
-)
+@pytest.mark.parametrize("model", [small(0), small(2), matrix_model(2, 2), two_phase(2)], ids=lambda model: model.name)
 def test_the_finished_graph_has_every_edge(model: Model) -> None:
     """What a check of liveness will walk: states by number, and all steps between them."""
     search = Search(model)

@@ -1,0 +1,117 @@
+"""What exhaustive checking costs: the vector engine beside Spin, on the same model, on one core, in turns.
+
+Time is processor time of the process that searches, so that other work on the machine counts little: of this process
+for the vector engine, of its child for Spin, whose compilation is not counted. Spin asserts nothing; the vector engine
+checks the model's clause on every state as well. Counts must agree, or there is nothing to compare.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from time import perf_counter, process_time
+from typing import Any, NamedTuple
+
+from fsm.errors import LocalError
+from sim.engines import spin
+from sim.engines.vector import explore
+from sim.engines.vector_result import VectorResult
+from sim.model.two_phase import STATES, two_phase, two_phase_promela
+from sim.render import Figure
+
+COMPARED = 8
+"""Resource managers of the model that both search."""
+LARGE = 10
+"""Resource managers of the model that only the vector engine searches."""
+ROUNDS = 5
+GIB = 1 << 30
+
+Say = Callable[[str], Any] | None
+"""Told what is being measured."""
+
+
+class Timed(NamedTuple):
+    """A search, the processor time that it took and the time on the wall, in seconds."""
+
+    result: VectorResult
+    cpu_s: float
+    wall_s: float
+
+
+def timed(managers: int, **limits: Any) -> Timed:
+    """Search two-phase commit. Raises LocalError if what is found is not what is known of it."""
+    model = two_phase(managers)
+    started, cpu = perf_counter(), process_time()
+    result = explore(model, **limits)
+    found = Timed(result, process_time() - cpu, perf_counter() - started)
+    if result.verdict == "holds" and result.states != STATES[managers]:
+        raise LocalError(f"{model.name}: {result.states:,} states were found, there are {STATES[managers]:,}")
+    return found
+
+
+def two_phase_figures(folder: Path | None, say: Say = None, *, managers: int = COMPARED) -> list[Figure]:
+    """Both engines in turns. ``folder`` is for Spin's files; without one, or without Spin, there is no comparison."""
+    checker = None
+    if folder is not None and not spin.missing():
+        checker = spin.build(two_phase_promela(managers), folder)
+    mine, theirs = [], []
+    for number in range(ROUNDS):
+        if say is not None:
+            say(f"two-phase commit with {managers} managers, round {number + 1} of {ROUNDS}")
+        mine.append(timed(managers))
+        if checker is not None:
+            theirs.append(_spin_s(checker, mine[-1].result))
+    result = mine[0].result
+    rates = [run.result.states / run.cpu_s for run in mine]
+    note = f"{result.states:,} states, {result.transitions:,} transitions, {managers} managers"
+    figures = [
+        Figure("two-phase commit, distinct states", median(rates), "/s", 2e6, "more", note),
+        Figure("the same by the clock on the wall", median(result.states / run.wall_s for run in mine), "/s"),
+    ]
+    if theirs:
+        ratio = median(their_s / run.cpu_s for their_s, run in zip(theirs, mine, strict=True))
+        figures += [
+            Figure("the same, Spin", result.states / median(theirs), "/s", note="no partial order reduction"),
+            Figure("vector engine over Spin", ratio, "x", 2.0, "more", "median over rounds", aim=5.0),
+        ]
+    return figures
+
+
+def _spin_s(checker: Path, mine: VectorResult) -> float:
+    """Processor time of a run of Spin. Raises LocalError if it counts otherwise."""
+    before = os.times()
+    result = spin.run(checker)
+    after = os.times()
+    if not result.complete or (result.states, result.transitions) != (mine.states, mine.transitions):
+        raise LocalError(
+            f"Spin counts {result.states:,} states and {result.transitions:,} transitions, the vector engine "
+            f"{mine.states:,} and {mine.transitions:,}"
+        )
+    return after.children_user + after.children_system - before.children_user - before.children_system
+
+
+def large_figures(say: Say = None, *, managers: int = LARGE) -> list[Figure]:
+    """The large model, once: time on the wall, and what the process takes in memory."""
+    if say is not None:
+        say(f"two-phase commit with {managers} managers, {STATES[managers]:,} states")
+    found = timed(managers)
+    note = f"{found.result.states:,} states, {found.result.transitions:,} transitions"
+    figures = [
+        Figure(f"two-phase commit with {managers} managers", found.wall_s, "s", 60.0, note=note),
+        Figure("the same in processor time", found.cpu_s, "s"),
+        Figure("runs and buffers at most", found.result.memory_bytes / GIB, "GiB"),
+    ]
+    peak = _peak_bytes()
+    return [*figures, Figure("the whole process at most", peak / GIB, "GiB", 4.0)] if peak else figures
+
+
+def _peak_bytes() -> int:
+    """The most memory that this process has had; 0 where the system does not tell."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return 0
+    sizes = [int(line.split()[1]) for line in lines if line.startswith("VmHWM:")]
+    return sizes[0] * 1024 if sizes else 0
