@@ -220,8 +220,8 @@ class ReceiverWorker(DeliveringWorker):
         now = self._clock()
         timer = self.receiver.next_timer_s()
         if timer is not None:
-            timeout_s = max(0.0, min(timeout_s, timer - now))
-        if self._outcomes or self.copier.busy:
+            timeout_s = min(timeout_s, timer - now)
+        if self._outcomes or self.copier.busy or timeout_s < 0:
             return True
         fds = [*self._senders.fds, self.copier.fd] if self._copies else self._senders.fds
         return self._rest(self.control, timeout_s, fds, busy=self.transport.busy)

@@ -282,8 +282,8 @@ class SenderWorker(Worker):
     def _sleep(self, timeout_s: float) -> bool:
         timer = self.sender.next_timer_s()
         if timer is not None:
-            timeout_s = max(0.0, min(timeout_s, timer - self._clock()))
-        if self._outcomes or self._stagings:
+            timeout_s = min(timeout_s, timer - self._clock())
+        if self._outcomes or self._stagings or timeout_s < 0:
             return True
         return self._rest(self.control, timeout_s, [], busy=self.transport.busy)
 

@@ -422,3 +422,31 @@ def test_blocks_and_results_on_a_gpu() -> None:
     assert wrong_with(pair.outcomes[1], payload) == ""
     assert pair.observer.violations == []
     pair.close()
+
+
+# --- who comes first -------------------------------------------------------------------------------------
+
+
+def test_a_receiver_that_comes_first_waits_for_no_timer(pair: Pair) -> None:
+    """The clock stands still: its REGISTER came before the sender had the room, and is heard again when it has."""
+    pair.step()
+    pair.step()
+    pair.receiver.submit(1)
+    for _ in range(5):
+        pair.step()
+    assert pair.receiver.state(1) is State.BOOTSTRAPPING
+    pair.sender.submit(1, payload_of(1, 20))
+    pair.run_rooms([1])
+    assert pair.outcomes[1].state is State.SUCCESS and pair.receiver.stats().counters.resends == 0
+
+
+def test_after_a_lease_no_wait_delays_the_end(pair: Pair) -> None:
+    """What was handed out is news to the next tick, though no message will tell of it."""
+    pair.sender.submit(1, payload_of(1, 16))
+    pair.receiver.submit(1, lease=True)
+    for _ in range(200):
+        if pair.receiver.receiver.rooms[1].leased:
+            break
+        pair.step()
+    assert pair.receiver.wait(3600.0) is True
+    pair.run_rooms([1])
