@@ -21,6 +21,7 @@ from fsm.errors import LocalError
 from fsm.reasons import Reason
 from gpu_backend import docs, transports
 from gpu_backend.config import ReceiverWorkerConfig, SenderWorkerConfig, parse_config
+from gpu_backend.control import CurveKeys
 from gpu_backend.layout import make_layout
 from gpu_backend.observe import METRICS
 from gpu_backend.pool import BlockPool, SourcePool
@@ -192,6 +193,16 @@ def test_every_configuration_is_one_that_a_worker_takes() -> None:
             parse_config(ReceiverWorkerConfig, text)
         else:
             parse_config(SenderWorkerConfig, text)
+
+
+def test_the_key_file_that_is_shown_is_made_and_can_be_loaded(tmp_path: Path) -> None:
+    """The one line of Python among the shell commands."""
+    text = (ROOT / "docs" / "workers.md").read_text(encoding="utf-8")
+    (line,) = [line for block in _SHELL.findall(text) for line in block.splitlines() if line.startswith("python -c ")]
+    program = shlex.split(line)[2]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=env, check=True, timeout=120)
+    CurveKeys.load(tmp_path / "resumark.key")
 
 
 # --- commands --------------------------------------------------------------------------------------------

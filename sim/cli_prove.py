@@ -1,0 +1,231 @@
+"""``resumark prove``: the protocol's invariant, proved for any size, and what each variant of the zoo breaks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from time import perf_counter
+from typing import Annotated, Any
+
+import typer
+from rich import box
+from rich.columns import Columns
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from sim import render
+from sim.cli_common import JsonOption, command_line, exit_with, output, print_json, reports_errors
+from sim.engines.result import EXIT_SAFETY, EXIT_UNKNOWN
+from sim.model.protocol import symbolic
+from sim.progress import bar
+from sim.prove.conditions import FAILED, PROVED, START, Condition, Prover
+from sim.prove.outcome import NOT_HELD, VariantOutcome, counterexample, exit_code_of, prove_zoo
+from sim.prove.variants import ModelVariant, variant_named
+
+STYLES = {PROVED: "green", FAILED: "bold red"}
+FAILED_SHOWN_MAX = 1
+"""So many counterexamples are shown in full."""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command of this module."""
+    app.command("prove")(prove_command)
+
+
+@reports_errors
+def prove_command(
+    variant: Annotated[
+        str | None,
+        typer.Option(
+            "--variant",
+            metavar="NAME",
+            help="Prove a version of the zoo instead, and see what fails.",
+            show_default=False,
+        ),
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Prove the protocol's invariant for any number of requests, tokens, blocks, grants and messages.
+
+    Each clause must hold at the start and be kept by each action. Then each version of the zoo is shown with the
+    condition that it breaks. Exit code 0 if all is proved, 1 if a safety condition failed, 3 if only a progress
+    condition did.
+    """
+    chosen = variant_named(variant) if variant is not None else variant_named("watermark")
+    if chosen.not_held:
+        _not_held(chosen, json)
+        return
+    started = perf_counter()
+    prover = Prover(symbolic(chosen.rules()), perf_counter)
+    with bar("proving", quiet=json) as shown:
+        results = []
+        for condition in prover.prove():
+            results.append(condition)
+            if shown is not None:
+                shown.update(text=condition.clause)
+    elapsed_s = perf_counter() - started
+    code = exit_code_of(results)
+    zoo: list[VariantOutcome] = []
+    if variant is None:
+        zoo = list(prove_zoo(perf_counter))
+        if code == 0 and not all(outcome.as_expected for outcome in zoo):
+            code = EXIT_SAFETY
+    if json:
+        print_json(_as_json(chosen, prover, results, zoo, elapsed_s, code))
+    else:
+        print_proof(output(), chosen, prover, results, elapsed_s, whole=variant is None)
+        if zoo:
+            print_zoo(output(), zoo)
+    exit_with(code)
+
+
+def _not_held(variant: ModelVariant, json: bool) -> None:
+    if json:
+        print_json({"variant": variant.name, "result": NOT_HELD, "reason": variant.not_held, "exit_code": EXIT_UNKNOWN})
+    else:
+        output().print(f"'{variant.name}' is not held by this model: {variant.not_held}.")
+    exit_with(EXIT_UNKNOWN)
+
+
+# --- for people ------------------------------------------------------------------------------------------
+
+
+def print_proof(
+    console: Console,
+    variant: ModelVariant,
+    prover: Prover,
+    results: Sequence[Condition],
+    elapsed_s: float,
+    *,
+    whole: bool,
+) -> None:
+    """Each condition with its result and time, under the words of its clause; then counterexamples, and the sum."""
+    failed = sorted(
+        (condition for condition in results if condition.result != PROVED),
+        key=lambda condition: (condition.title != variant.breaks, condition.clause[0] != condition.action[:1]),
+    )
+    if whole:
+        for title in dict.fromkeys(condition.clause for condition in results):
+            print_clause(console, [condition for condition in results if condition.clause == title])
+    for condition in failed[:FAILED_SHOWN_MAX]:
+        print_counterexample(console, prover, condition)
+    for condition in failed[FAILED_SHOWN_MAX:]:
+        console.print(
+            Text(f"{condition.result}: {_where(condition)}", style=STYLES.get(condition.result, "bold yellow"))
+        )
+    proved = len(results) - len(failed)
+    text = f"{render.plural(proved, 'condition')} proved"
+    text += f", {len(failed)} not" if failed else ""
+    console.print(
+        Text(f"{text}, in {render.seconds(elapsed_s)} on 1 core.", style="bold red" if failed else "bold green")
+    )
+    console.print(
+        f"{render.plural(prover.untouched, 'condition')} more hold because the action changes nothing that the clause "
+        "speaks of."
+    )
+    if not whole and variant.breaks:
+        console.print(f"'{variant.name}' is known to break: {variant.breaks}.")
+
+
+def _where(condition: Condition) -> str:
+    place = condition.action or ("at the start" if condition.kind == START else "in some state")
+    name = f"{condition.serves} " if condition.serves else ""
+    return f"{name}{condition.clause} ({place})"
+
+
+def print_clause(console: Console, conditions: Sequence[Condition]) -> None:
+    """The words of a clause, and under them its conditions: what was done, the result, the time."""
+    first = conditions[0]
+    title = Text.assemble((f"{first.serves} ".lstrip(), "bold cyan"), (first.clause, "bold"), f": {first.text}")
+    console.print(title)
+    shown = []
+    for condition in conditions:
+        done = condition.action or ("at the start" if condition.kind == START else "in every state")
+        result = (condition.result, STYLES.get(condition.result, "bold yellow"))
+        shown.append(Text.assemble(f"{done} ", result, (f" {condition.elapsed_s * 1000:.1f} ms", "dim"), no_wrap=True))
+    console.print(Padding(Columns(shown, padding=(0, 3)), (0, 0, 0, 4)))
+
+
+def print_counterexample(console: Console, prover: Prover, condition: Condition) -> None:
+    """A condition that failed, as a step."""
+    console.print(Text(f"{condition.result}: {_where(condition)}", style=STYLES.get(condition.result, "bold yellow")))
+    console.print(Padding(condition.text, (0, 0, 0, 2)))
+    if condition.before is None:
+        console.print(Padding("The solver gave no answer in its time.", (0, 0, 0, 2)))
+        return
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    columns = ("field", "before", "after") if condition.after is not None else ("field", "value")
+    for column in columns:
+        table.add_column(column, justify="left" if column == "field" else "right")
+    for row in counterexample(prover.symbolic, condition):
+        name = f"{row.field.removeprefix('in_')} (left open)" if row.open else row.field
+        changed = row.before != row.after
+        after = [str(row.after) if changed else ""] if condition.after is not None else []
+        table.add_row(name, str(row.before), *after, style="bold" if changed else "")
+    console.print(table)
+
+
+def print_zoo(console: Console, outcomes: Sequence[VariantOutcome]) -> None:
+    """Each variant with the condition that it breaks; then those that the model does not hold."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("variant", "result", "condition", "action", "time"):
+        table.add_column(column, justify="right" if column == "time" else "left", overflow="fold")
+    for outcome in outcomes:
+        if outcome.result == NOT_HELD:
+            continue
+        found = outcome.condition
+        name = f"{found.serves} {found.title}".strip() if found is not None else ""
+        action = (found.action or "in some state") if found is not None else ""
+        mark = "" if outcome.as_expected else "! "
+        time = f"{outcome.elapsed_s * 1000:.0f} ms"
+        table.add_row(outcome.variant.name, f"{mark}{outcome.result}", name, action, time)
+    console.print()
+    console.print(table)
+    for outcome in outcomes:
+        if outcome.result == NOT_HELD:
+            console.print(f"not held by this model: {outcome.variant.name}: {outcome.variant.not_held}.")
+    wrong = sum(not outcome.as_expected for outcome in outcomes)
+    text = f"{wrong} not as expected, marked '!'" if wrong else "all as expected"
+    console.print(
+        Text(f"{render.plural(len(outcomes), 'variant')}: {text}.", style="bold red" if wrong else "bold green")
+    )
+    render.print_command(console, command_line("prove", "--variant", "none"), "to see the step that breaks it:")
+
+
+# --- for programs ----------------------------------------------------------------------------------------
+
+
+def _condition_json(condition: Condition, *, step: bool) -> dict[str, Any]:
+    value: dict[str, Any] = {
+        "kind": condition.kind, "clause": condition.clause, "property": condition.serves, "text": condition.text,
+        "action": condition.action, "result": condition.result, "elapsed_ms": round(condition.elapsed_s * 1000, 3),
+    }  # fmt: skip
+    if step and condition.before is not None:
+        value["before"] = condition.before
+        value["changed"] = {name: after for name, _, after in condition.changed()}
+    return value
+
+
+def _as_json(
+    variant: ModelVariant, prover: Prover, results: Sequence[Condition], zoo: Sequence[VariantOutcome],
+    elapsed_s: float, code: int,
+) -> dict[str, Any]:  # fmt: skip
+    return {
+        "variant": variant.name,
+        "conditions": [_condition_json(condition, step=True) for condition in results],
+        "proved": sum(condition.result == PROVED for condition in results),
+        "untouched": prover.untouched,
+        "elapsed_s": round(elapsed_s, 3),
+        "zoo": [
+            {
+                "variant": outcome.variant.name,
+                "result": outcome.result,
+                "reason": outcome.variant.not_held,
+                "condition": _condition_json(outcome.condition, step=False) if outcome.condition is not None else None,
+                "elapsed_ms": round(outcome.elapsed_s * 1000, 3),
+            }
+            for outcome in zoo
+        ],
+        "exit_code": code,
+    }
