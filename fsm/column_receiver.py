@@ -76,6 +76,12 @@ class ColumnReceiver(Receiver):
         self._board: list[dict[int, Observed]] = [{} for _ in range(ranks)]
         self._wakes: Wakes[_Key] = Wakes()
         self._version = 0
+        self._dropped = False
+        """A row has gone since the rows were written last."""
+        self._wanted = False
+        """Whether any request may ask for blocks."""
+        self._due_s = NEVER
+        """When the next deadline or resend of a request is due, or earlier."""
         self._walked: tuple[int, int, int] | None = None
         """What the last walk over the candidates was made with: with the same, it would do nothing."""
         self._submitted = 0
@@ -180,8 +186,12 @@ class ColumnReceiver(Receiver):
                 self._note_agreed(number, self._seen(room))
             else:
                 self._untold[number] = None
-        self._version += bool(self._changed)
-        self._changed = {}
+        if self._changed or self._dropped:
+            self._changed, self._dropped = {}, False
+            self._version += 1
+            live = self.columns.column("live")
+            self._wanted = bool((self.columns.column("may_want") & live).any())
+            self._due_s = self.columns.next_s()
 
     def _progress(self, room: ReceiverRoom) -> int:
         config = self.config
@@ -205,14 +215,12 @@ class ColumnReceiver(Receiver):
         """What this rank brings to the tick: its free memory, and the requests about which something has changed
         (at most ``rows_max``; none if it is the only rank)."""
         self._refresh()
-        late = self.columns.rooms(self.columns.overdue(now_s))
-        for number in late:
-            self.rooms[number].failure = self._overdue(self.rooms[number], now_s)
-            self._touch(number)
-        if late:
+        if now_s >= self._due_s:
+            for number in self.columns.rooms(self.columns.overdue(now_s)):
+                self.rooms[number].failure = self._overdue(self.rooms[number], now_s)
+                self._touch(number)
             self._refresh()
-        wanted = bool((self.columns.column("may_want") & self.columns.column("live")).any())
-        self._offered = self.ledger.offer(choices) if wanted else 0
+        self._offered = self.ledger.offer(choices) if self._wanted else 0
         return Observation(self.config.rank, tuple(self._news()), self._offered, self.free_result_tokens)
 
     def _news(self) -> Iterable[Observed]:
@@ -334,10 +342,10 @@ class ColumnReceiver(Receiver):
         tombstone = super()._close_room(room, now_s)
         number = room.room
         self.columns.drop(number)
+        self._dropped = True
         self._clear(number)
         for known in (self._changed, self._untold, self._told):
             known.pop(number, None)
-        self._version += 1
         self._wakes.at((number, room.epoch), min(tombstone.expires_at, now_s + self.config.timing.resend_s))
         return tombstone
 
@@ -355,7 +363,8 @@ class ColumnReceiver(Receiver):
 
     def _timers(self, now_s: float) -> None:
         timing = self.config.timing
-        for number in self.columns.rooms(self.columns.to_resend(now_s), "order"):
+        due = self.columns.rooms(self.columns.to_resend(now_s), "order") if now_s >= self._due_s else []
+        for number in due:
             room = self.rooms[number]
             room.resend_at = now_s + timing.resend_s
             self._out.append(Send(cast(Message, room.pending), resend=True))  # else its row would say "never"
@@ -389,8 +398,7 @@ class ColumnReceiver(Receiver):
             return 0.0
         times = [time for time in (self._wakes.next_s(),) if time is not None]
         times += [self.heartbeat_at] if self.config.timing.heartbeat_s else []
-        rooms = self.columns.next_s()
-        times += [rooms] if rooms < NEVER else []
+        times += [self._due_s] if self._due_s < NEVER else []
         return min(times, default=None)
 
     def load(self, saved: tuple[Any, ...], now_s: float) -> None:

@@ -114,5 +114,5 @@ class Columns:
         live = self.column("live")
         if not live.any():
             return NEVER
-        due = np.minimum(self.column("since_s") + self.column("limit_s"), self.column("resend_at_s"))
-        return float(due[live].min())
+        deadline = np.where(self.column("own_failure") == 0, self.column("since_s") + self.column("limit_s"), NEVER)
+        return float(np.minimum(deadline, self.column("resend_at_s"))[live].min())

@@ -31,7 +31,7 @@ LINGER_S = 1.0
 STORE_KEY = "resumark/ranks-meet-at"
 
 ConfigOption = Annotated[
-    Path, typer.Option("--config", metavar="FILE", help="TOML; docs/backend.md lists the keys.", dir_okay=False)
+    Path, typer.Option("--config", metavar="FILE", help="TOML; docs/workers.md lists the keys.", dir_okay=False)
 ]
 RequestsOption = Annotated[int, count_option("--requests", "How many requests.")]
 SharedSeedOption = Annotated[
@@ -91,6 +91,11 @@ def receiver_command(
 
     prepare()
     settings = with_torchrun(load_config(ReceiverWorkerConfig, config), os.environ)
+    if early and not settings.early_grants:
+        raise LocalError(
+            f"--early {early}: no early grant can be made: expected results.tokens ({settings.results.tokens}) of at "
+            f"least twice limits.total_tokens_max ({settings.limits.total_tokens_max}); lower the limit"
+        )
     plan = plan_of(settings, requests, workload, tokens, seed, in_flight=in_flight, early_tokens=early)
     with ReceiverWorker(settings) as worker:
         _run(ReceiverParty(worker, plan), json)

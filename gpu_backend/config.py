@@ -5,7 +5,9 @@ Each key is declared once, below: its type, range, default and meaning. The read
 fault in it, each naming the key, what was given and what was expected; nothing is guessed and nothing is ignored.
 
 A receiver's file and a sender's file are two files. ``[layout]`` and ``checksum`` must say the same in both: the
-layout is compared at REGISTER, and a checksum is only worth something if both sides compute the same.
+layout is compared at REGISTER, and a checksum is only worth something if both sides compute the same. A section that
+both have may hold a key that only one side reads (:data:`RECEIVER_ONLY`, :data:`SENDER_ONLY`); a key that does nothing
+is an error, so the other side's file may not have it.
 """
 
 from __future__ import annotations
@@ -14,9 +16,9 @@ import difflib
 import os
 import re
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Final, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
 from msgspec import Meta
@@ -44,6 +46,15 @@ SecondsOrNone = Annotated[float, Meta(ge=0.0, le=1e6)]
 Name = Annotated[str, Meta(min_length=1)]
 Text = str
 
+RECEIVER_ONLY: Final = {"file_of": "receiver"}
+SENDER_ONLY: Final = {"file_of": "sender"}
+"""Marks a key that only one side reads."""
+RECEIVER_MUST: Final = {"required_by": "receiver"}
+"""Marks a key whose default is good for the sender only."""
+
+SENDER_TOKENS_MAX: Final = 1 << 20
+"""What ``limits.total_tokens_max = 0`` means at the sender."""
+
 
 class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The root of every section; a plain frozen value."""
@@ -68,7 +79,7 @@ class PoolConfig(Section, frozen=True, kw_only=True):
     ] = 64
     device: Annotated[Name, Meta(description="`cpu`, `cuda` or `cuda:N`")] = "cpu"
     huge_pages: Annotated[bool, Meta(description="`cpu` only: ask the kernel for huge pages")] = True
-    allocator: Annotated[str, Meta(description="receiver only: which free blocks are given")] = "fifo"
+    allocator: Annotated[str, Meta(description="which free blocks are given", extra=RECEIVER_ONLY)] = "fifo"
 
 
 class ResultConfig(Section, frozen=True, kw_only=True):
@@ -77,7 +88,8 @@ class ResultConfig(Section, frozen=True, kw_only=True):
     tokens: Annotated[
         Positive,
         Meta(
-            description="result memory, allocated at the start; taken until `release()`, and no request may be longer"
+            description="result memory, allocated at the start; taken until `release()`. No request may be longer, nor "
+            "longer than half of it where `limits.total_tokens_max` is left out"
         ),
     ] = 65_536
     copy_threads: Annotated[
@@ -97,10 +109,13 @@ class RankConfig(Section, frozen=True, kw_only=True):
     store: Annotated[
         Text,
         Meta(
-            description="receiver only, with several receivers: `host:port` where the ranks meet; rank 0 listens there"
+            description="with several receivers: `host:port` where the ranks meet; rank 0 listens there",
+            extra=RECEIVER_ONLY,
         ),
     ] = ""
-    timeout_s: Annotated[Seconds, Meta(description="a rank that does not answer for so long is lost")] = 10.0
+    timeout_s: Annotated[
+        Seconds, Meta(description="a rank that does not answer for so long is lost", extra=RECEIVER_ONLY)
+    ] = 10.0
 
     @property
     def sender_rank(self) -> int:
@@ -117,15 +132,20 @@ class ControlConfig(Section, frozen=True, kw_only=True):
     """`[control]`: the sockets of the control plane."""
 
     address: Annotated[
-        Text, Meta(description="sender: where to listen (port 0 = any free one); receiver: where its sender listens")
+        Text,
+        Meta(
+            description="sender: where to listen (port 0 = any free one); receiver: where its sender listens",
+            extra=RECEIVER_MUST,
+        ),
     ] = "tcp://127.0.0.1:0"
     keys: Annotated[Text, Meta(description="file with this worker's pair of CURVE keys; empty = no encryption")] = ""
     server_key: Annotated[
-        Text, Meta(description="receiver only: the sender's public key; empty = the one in `keys` (one pair for all)")
+        Text,
+        Meta(description="the sender's public key; empty = the one in `keys` (one pair for all)", extra=RECEIVER_ONLY),
     ] = ""
     client_keys: Annotated[
         tuple[Text, ...],
-        Meta(description="sender only: the receivers' public keys; empty = the one in `keys` (one pair for all)"),
+        Meta(description="the receivers' public keys; empty = the one in `keys` (one pair for all)", extra=SENDER_ONLY),
     ] = ()
     insecure: Annotated[
         bool, Meta(description="without keys, only loopback addresses are allowed unless this says otherwise")
@@ -136,19 +156,27 @@ class ControlConfig(Section, frozen=True, kw_only=True):
 class TransportConfig(Section, frozen=True, kw_only=True):
     """`[transport]`: what carries the payload; the same on both sides."""
 
-    name: Annotated[Name, Meta(description="`auto`, or the name of one (`resumark transports` lists them)")] = "auto"
-    options: Annotated[dict[str, Any], Meta(description="of that transport; see its module")] = {}
+    name: Annotated[Name, Meta(description="`auto`, or the name of one; `docs/transports.md` tells of each")] = "auto"
+    options: Annotated[
+        dict[str, Any], Meta(description="of that transport; `docs/transports.md` lists them, and no other is taken")
+    ] = {}
 
 
 class LimitConfig(Section, frozen=True, kw_only=True):
     """`[limits]`: what is refused or done in parts."""
 
-    total_tokens_max: Annotated[Positive, Meta(description="a longer request is refused")] = 1 << 20
+    total_tokens_max: Annotated[
+        Count,
+        Meta(
+            description="a longer request is refused. 0 = at the receiver half of `results.tokens`, the most with "
+            f"which early grants can be made; at the sender {SENDER_TOKENS_MAX:,}"
+        ),
+    ] = 0
     grant_blocks_max: Annotated[
-        BlocksOrNone, Meta(description="receiver only: never more blocks in one grant; 0 = no limit")
+        BlocksOrNone, Meta(description="never more blocks in one grant; 0 = no limit", extra=RECEIVER_ONLY)
     ] = 0
     staging_bytes: Annotated[
-        Bytes, Meta(description="sender only: how much is copied into the source pool within one `poll`")
+        Bytes, Meta(description="how much is copied into the source pool within one `poll`", extra=SENDER_ONLY)
     ] = 64 << 20
     messages_per_poll: Annotated[Positive, Meta(description="control messages taken within one `poll`")] = 256
 
@@ -200,9 +228,30 @@ class ReceiverWorkerConfig(_Worker, frozen=True, kw_only=True):
 
     results: ResultConfig = ResultConfig()
 
+    def __post_init__(self) -> None:
+        _set_tokens_max(self, lambda: max(1, self.results.tokens // 2))
+
+    @property
+    def early_grants(self) -> bool:
+        """Whether early grants can be made at all: each reserves the longest request, and leaves as much free (R6)."""
+        return 2 * min(self.limits.total_tokens_max, self.results.tokens) <= self.results.tokens
+
 
 class SenderWorkerConfig(_Worker, frozen=True, kw_only=True):
     """Everything that a sender worker is told."""
+
+    def __post_init__(self) -> None:
+        _set_tokens_max(self, lambda: SENDER_TOKENS_MAX)
+
+
+def _set_tokens_max(config: _Worker, tokens: Callable[[], int]) -> None:
+    """Put in what ``limits.total_tokens_max = 0`` stands for. Whatever is no number is told of by the checks."""
+    try:
+        if config.limits.total_tokens_max == 0:
+            limits = msgspec.structs.replace(config.limits, total_tokens_max=tokens())
+            msgspec.structs.force_setattr(config, "limits", limits)
+    except (AttributeError, TypeError):
+        pass
 
 
 class ConfigError(LocalError):
@@ -245,7 +294,7 @@ def parse_config(kind: type[ConfigT], text: str, *, source: str = "<text>") -> C
 def config_from_mapping(kind: type[ConfigT], data: Mapping[str, Any], *, source: str = "<config>") -> ConfigT:
     """The same for plain data. Raises :class:`ConfigError` with every fault found."""
     problems: list[str] = []
-    values = _read_section(kind, data, "", problems)
+    values = _read_section(kind, data, "", problems, _side(kind))
     config = kind(**values) if not problems else None
     if config is not None:
         _check_together(config, problems)
@@ -256,13 +305,12 @@ def config_from_mapping(kind: type[ConfigT], data: Mapping[str, Any], *, source:
 
 def validate_config(config: ConfigT, *, source: str = "<config>") -> ConfigT:
     """The same checks for a configuration that was made in code; returns an equal one if it passes."""
-    plain: dict[str, Any] = _plain(config)
-    return config_from_mapping(type(config), plain, source=source)
+    return config_from_mapping(type(config), _plain_worker(config), source=source)
 
 
 def plain_config(config: ReceiverWorkerConfig | SenderWorkerConfig) -> dict[str, Any]:
     """All of it as data that JSON can hold; an option that is an object is named only."""
-    plain: dict[str, Any] = _plain(config)
+    plain = _plain_worker(config)
     options = plain["transport"]["options"]
     plain["transport"]["options"] = {
         name: value if isinstance(value, str | int | float | bool) else repr(value) for name, value in options.items()
@@ -271,10 +319,13 @@ def plain_config(config: ReceiverWorkerConfig | SenderWorkerConfig) -> dict[str,
 
 
 def reference(kind: type[Section]) -> str:
-    """The table of all keys in Markdown: key, expected value, default, meaning."""
+    """The table of the keys of one side's file in Markdown: key, expected value, default, meaning."""
     lines = ["| key | expected | default | meaning |", "| --- | --- | --- | --- |"]
     for path, field, hint in _all_keys(kind, ""):
-        default = "(must be given)" if field.required else f"`{_shown(_default(field))}`"
+        if _mark(hint, "file_of") not in ("", _side(kind)):
+            continue
+        must = field.required or _mark(hint, "required_by") == _side(kind)
+        default = "(must be given)" if must else f"`{_shown(_default(field))}`"
         lines.append(f"| `{path}` | {_expected(hint)} | {default} | {_meaning(hint)} |")
     return "\n".join(lines) + "\n"
 
@@ -286,7 +337,7 @@ def _is_section(hint: Any) -> bool:
     return isinstance(hint, type) and issubclass(hint, Section)
 
 
-def _read_section(kind: type[Section], data: Any, path: str, problems: list[str]) -> dict[str, Any]:
+def _read_section(kind: type[Section], data: Any, path: str, problems: list[str], side: str) -> dict[str, Any]:
     """What can be read; faults are added to ``problems``, so that all of them are told at once."""
     prefix = f"{path}." if path else ""
     if not isinstance(data, Mapping):
@@ -298,8 +349,13 @@ def _read_section(kind: type[Section], data: Any, path: str, problems: list[str]
         hint = hints.get(key)
         if hint is None:
             problems.append(f"{prefix}{key}: unknown key, {_hint(str(key), _places(kind, str(key)), hints)}")
+        elif _mark(hint, "file_of") not in ("", side):
+            problems.append(
+                f"{prefix}{key}: got {_shown(given)}, expected no such key in a {side}'s file: "
+                f"only a {_mark(hint, 'file_of')} reads it"
+            )
         elif _is_section(hint):
-            inner = _read_section(hint, given, prefix + key, problems)
+            inner = _read_section(hint, given, prefix + key, problems, side)
             if not _missing(hint, inner):
                 values[key] = hint(**inner)
         else:
@@ -320,6 +376,29 @@ def _read_section(kind: type[Section], data: Any, path: str, problems: list[str]
 
 def _missing(kind: type[Section], data: Mapping[str, Any]) -> list[str]:
     return [field.name for field in msgspec.structs.fields(kind) if field.required and field.name not in data]
+
+
+def _side(kind: type[Section]) -> str:
+    return "receiver" if issubclass(kind, ReceiverWorkerConfig) else "sender"
+
+
+def _mark(hint: Any, name: str) -> str:
+    """What a key is marked with; empty if it is not."""
+    notes = get_args(hint)[1:] if get_origin(hint) is Annotated else ()
+    marks = [note.extra for note in notes if isinstance(note, Meta) and note.extra]
+    return next((str(mark[name]) for mark in marks if name in mark), "")
+
+
+def _plain_worker(config: ReceiverWorkerConfig | SenderWorkerConfig) -> dict[str, Any]:
+    """The whole as dictionaries, without the other side's keys as far as nobody has changed them."""
+    plain: dict[str, Any] = _plain(config)
+    for path, field, hint in _all_keys(type(config), ""):
+        section, _, name = path.rpartition(".")
+        keys = plain[section] if section else plain
+        others = _mark(hint, "file_of") not in ("", _side(type(config)))
+        if others and isinstance(keys, dict) and keys.get(name) == _default(field):
+            keys.pop(name, None)
+    return plain
 
 
 def _plain(value: Any) -> Any:
@@ -345,15 +424,31 @@ def _check_together(config: ReceiverWorkerConfig | SenderWorkerConfig, problems:
         problems.append(f'pool.device: got {_shown(pool.device)}, expected "cpu", "cuda" or "cuda:N"')
     if pool.allocator not in ALLOCATORS:
         problems.append(f"pool.allocator: got {_shown(pool.allocator)}, {_hint(pool.allocator, [], ALLOCATORS)}")
+    _check_transport(config, problems)
     if receiver and ranks.receivers > 1 and not ranks.store:
         problems.append(
             f'ranks.store: got "", expected "host:port": {ranks.receivers} receiver ranks must meet somewhere'
         )
-    if receiver and config.control.address.endswith(":0"):
+    address = config.control.address
+    if receiver and (not address or address.endswith(":0")):
+        default = ControlConfig().address
+        given = "missing" if address in ("", default) else f"got {_shown(address)}"
         problems.append(
-            f"control.address: got {_shown(config.control.address)}, expected the address at which the sender listens "
-            "(it prints it when it starts)"
+            f"control.address: {given}, expected the address at which the sender listens (it prints it when it starts)"
         )
+
+
+def _check_transport(config: ReceiverWorkerConfig | SenderWorkerConfig, problems: list[str]) -> None:
+    """Its name, and its options by name and type. ``auto``: those of all that it chooses from."""
+    from gpu_backend.transports import AUTO, MODULES
+    from gpu_backend.transports.options import problems_with
+
+    name, options = config.transport.name, config.transport.options
+    if name != "auto" and name not in MODULES:
+        problems.append(f"transport.name: got {_shown(name)}, {_hint(name, [], ['auto', *MODULES])}")
+        return
+    names = AUTO.get(config.pool.device.partition(":")[0], ()) if name == "auto" else (name,)
+    problems += [f"transport.options.{problem}" for problem in problems_with(names, options)] if names else []
 
 
 # What errors say ------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from fsm.messages import Epoch, Layout
 from fsm.reasons import Reason
 from gpu_backend.checksum import Mode, check_mode, source_checksum
 from gpu_backend.config import ReceiverWorkerConfig
-from gpu_backend.copying import Copier, CopyDone, CopyFault, CopyJob
+from gpu_backend.copying import AT_ONCE_BYTES, Copier, CopyDone, CopyFault, CopyJob
 from gpu_backend.layout import DEEPSTACK, MROPE_POSITIONS
 from gpu_backend.observe import Observer
 from gpu_backend.outcomes import Delivery, Lease
@@ -83,7 +83,9 @@ class DeliveringWorker(Worker):
         self.pool = BlockPool(layout, options.blocks, device=options.device, huge_pages=options.huge_pages)
         self._token_bytes = sum(item.token_bytes for item in self.pool.map.items)
         self.results = ResultArena(layout, config.results.tokens, device=options.device, huge_pages=options.huge_pages)
-        self.copier = Copier(self.pool, threads=config.results.copy_threads, checksum=config.checksum)
+        self.copier = Copier(
+            self.pool, threads=config.results.copy_threads, checksum=config.checksum, at_once_bytes=AT_ONCE_BYTES
+        )
 
     def _perform(self, effects: list[Effect]) -> None:
         raise NotImplementedError

@@ -13,14 +13,15 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 from fsm.errors import LocalError
 from gpu_backend import transports
-from gpu_backend.config import ReceiverWorkerConfig, SenderWorkerConfig, reference
-from gpu_backend.observe import METRICS, Counters, Stats, _values
-from gpu_backend.transports import gloo, in_process, ordered, sliced
+from gpu_backend.config import ReceiverWorkerConfig, SenderWorkerConfig, _expected, reference
+from gpu_backend.observe import METRIC_LABELS, METRICS
+from gpu_backend.transports import gloo, ordered, sliced
 from gpu_backend.transports.base import Traits
+from gpu_backend.transports.options import OPTIONS
 from gpu_backend.workload import MIXES, MODELS, QWEN3, QWEN25, prompt_tokens
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -29,39 +30,12 @@ ROOT = Path(__file__).resolve().parents[1]
 _BEGIN = re.compile(r"^<!-- workers:([a-z0-9-]+) -->$", re.MULTILINE)
 
 
-class Option(NamedTuple):
-    """An option of transports, in the section ``[transport.options]``."""
-
-    name: str
-    of: tuple[str, ...]
-    default: object
-    meaning: str
-
-
-SLICED: Final = ("nixl", "cuda-ipc")
-ORDERED: Final = ("gloo", "nccl")
-
-OPTIONS: Final = (
-    Option("slice_bytes", SLICED, sliced.SLICE_BYTES, "bytes of one slice of a write; a slice cannot be stopped"),
-    Option("window", SLICED, sliced.WINDOW, "slices under way at once, where the engine works by itself"),
-    Option("close_s", SLICED, sliced.CLOSE_S, "how long `close` waits for what cannot be stopped, in seconds"),
-    Option("progress_thread", ("nixl",), False, "a thread of UCX beside the polling one; slower on few cores"),
-    Option(
-        "endpoint_proves", ("nixl",), False,
-        "sender: after an error, the destroyed endpoint is the proof that nothing is under way. Only for RDMA",
-    ),
-    Option("piece_bytes", ORDERED, ordered.PIECE_BYTES, "bytes of one message; the receiver's value counts"),
-    Option("host", ORDERED, "127.0.0.1", "receiver: the interface on which the two meet; no keys, no encryption"),
-    Option(
-        "connect_timeout_s", ORDERED, gloo.CONNECT_TIMEOUT_S, "how long the peer may take to join a link, in seconds"
-    ),
-    Option(
-        "stall_timeout_s", ORDERED, gloo.STALL_TIMEOUT_S,
-        "how long one batch may take before the link is given up, in seconds",
-    ),
-    Option("fabric", ("in-process",), None, f"the `{in_process.Fabric.__name__}` that both sides share; must be given"),
-)  # fmt: skip
-"""Every option that a transport reads."""
+DEFAULTS: Final[dict[str, object]] = {
+    "slice_bytes": sliced.SLICE_BYTES, "window": sliced.WINDOW, "close_s": sliced.CLOSE_S, "progress_thread": False,
+    "endpoint_proves": False, "piece_bytes": ordered.PIECE_BYTES, "host": "127.0.0.1",
+    "connect_timeout_s": gloo.CONNECT_TIMEOUT_S, "stall_timeout_s": gloo.STALL_TIMEOUT_S, "fabric": None,
+}  # fmt: skip
+"""What an option is where it is not given."""
 
 
 def markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -118,11 +92,12 @@ def options_markdown() -> str:
     rows = [
         (
             f"`{option.name}`", ", ".join(f"`{name}`" for name in option.of),
-            "-" if option.default is None else f"`{_toml(option.default)}`", option.meaning,
+            "an object" if option.hint is object else _expected(option.hint),
+            "-" if DEFAULTS[option.name] is None else f"`{_toml(DEFAULTS[option.name])}`", option.meaning,
         )
         for option in OPTIONS
     ]  # fmt: skip
-    return markdown_table(("option", "of", "default", "meaning"), rows)
+    return markdown_table(("option", "of", "expected", "default", "meaning"), rows)
 
 
 def _toml(value: object) -> str:
@@ -143,12 +118,10 @@ def config_markdown() -> str:
 
 def metrics_markdown() -> str:
     """Every metric: its name as Prometheus has it, its kind and its label."""
-    nothing = Stats("receiver", 0, 1, Counters(), 0, 0, {"Free": 0}, 0, 0, {})
-    labels = {name: next(iter(values))[0] for name, values in _values(nothing).items()}
     rows = []
     for name, meaning in METRICS.items():
         kind = "counter" if name.endswith("_total") else "gauge"
-        rows.append((f"`resumark_{name}`", kind, f"`{labels[name]}`" if labels[name] else "", meaning))
+        rows.append((f"`resumark_{name}`", kind, f"`{METRIC_LABELS[name]}`" if name in METRIC_LABELS else "", meaning))
     return markdown_table(("metric", "kind", "label beside `side` and `rank`", "meaning"), rows)
 
 

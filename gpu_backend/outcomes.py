@@ -3,11 +3,17 @@
 A receiver's request that succeeded comes either as a :class:`Delivery` (its tokens copied together, one contiguous
 tensor per item) or, if that was asked for and the whole request landed in one chunk, as a :class:`Lease` (the landing
 blocks themselves, no copy). Both are bounded memory: call ``release()`` when the tensors are not needed any more,
-from any thread. Whoever never does so brings the worker to a stand; ``stats().free_result_tokens`` shows it.
+from any thread. Whoever keeps them all brings the worker to a stand; ``stats().free_result_tokens`` shows it.
+
+One that is collected as garbage without ``release()`` is taken back in the worker's next ``poll``, with a warning in
+the log that names the room. That must not pull the memory from under a tensor that somebody has kept. So what is
+handed out are tensors whose storage holds the delivery or lease itself: while any view of it lives, however it
+was made, that is no garbage. After ``release()`` this protects nothing: who calls it says that all of them are done.
 """
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -38,6 +44,16 @@ class Tensors(NamedTuple):
     """``[tokens, levels * dim]`` of the layout's dtype."""
 
 
+class _DeviceMemory:
+    """Memory of a CUDA device, as torch takes it from others: the tensor made of it keeps this object."""
+
+    def __init__(self, held: _Held, tensor: torch.Tensor, length: int) -> None:
+        self.keeps = (held, tensor)
+        self.__cuda_array_interface__ = {
+            "shape": (length,), "typestr": "|u1", "data": (tensor.data_ptr(), False), "version": 2,
+        }  # fmt: skip
+
+
 class _Held:
     """Memory of a request that ended; given back once, from any thread."""
 
@@ -49,7 +65,29 @@ class _Held:
         self.tokens = tokens
         self.position_delta = position_delta
         """What is added to a token's index to get the position of what is generated after it."""
+        self.dropped = False
+        """It was garbage before it was released."""
         self._release: Callable[[Any], None] | None = release
+
+    def __del__(self) -> None:
+        # Any thread, any moment, any lock held: nothing but the queue of the worker, which is safe. It logs as well.
+        if getattr(self, "_release", None) is not None:
+            self.dropped = True
+            self.release()
+
+    def _hold(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The same bytes as a tensor that keeps this object alive, and so do all views of it."""
+        if self._release is None:
+            return tensor
+        length = tensor.numel() * tensor.element_size()
+        whole: torch.Tensor
+        if tensor.device.type == "cpu":
+            memory = (ctypes.c_char * length).from_address(tensor.data_ptr())
+            memory.keeps = (self, tensor)  # type: ignore[attr-defined]  # ctypes arrays take attributes
+            whole = torch.frombuffer(memory, dtype=torch.uint8)
+        else:
+            whole = torch.as_tensor(_DeviceMemory(self, tensor, length), device=tensor.device)
+        return whole.view(tensor.dtype).view(tensor.shape)
 
     @property
     def released(self) -> bool:
@@ -91,30 +129,33 @@ class Delivery(_Held):
     def tensors(self) -> Tensors:
         """All of it. Raises :class:`LocalError` after ``release``."""
         self._check_held()
-        result = self.memory
-        return Tensors(
-            0, self.tokens, result.input_embeddings, result.fill_ids, result.mrope_positions, result.deepstack
-        )
+        return Tensors(0, self.tokens, self.input_embeddings, self.fill_ids, self.mrope_positions, self.deepstack)
 
     @property
     def input_embeddings(self) -> torch.Tensor:
         """``[tokens, dim]``."""
-        return self.tensors.input_embeddings
+        self._check_held()
+        return self._hold(self.memory.input_embeddings)
 
     @property
     def fill_ids(self) -> torch.Tensor:
         """int32 ``[tokens]``."""
-        return self.tensors.fill_ids
+        self._check_held()
+        return self._hold(self.memory.fill_ids)
 
     @property
     def mrope_positions(self) -> torch.Tensor | None:
         """int32 ``[tokens, 3]``, if the request has positions."""
-        return self.tensors.mrope_positions
+        self._check_held()
+        found = self.memory.mrope_positions
+        return None if found is None else self._hold(found)
 
     @property
     def deepstack(self) -> torch.Tensor | None:
         """``[tokens, levels * dim]``, if the request has it."""
-        return self.tensors.deepstack
+        self._check_held()
+        found = self.memory.deepstack
+        return None if found is None else self._hold(found)
 
 
 class Lease(_Held):
@@ -156,7 +197,7 @@ class Lease(_Held):
         rows = {name: self._pool.rows(name) for name in names}
         found = []
         for first, row, count in runs_of(self._blocks, 0, self.tokens, self._pool.layout.block_tokens):
-            parts = {name: part[row : row + count] for name, part in rows.items()}
+            parts = {name: self._hold(part[row : row + count]) for name, part in rows.items()}
             found.append(
                 Tensors(
                     first, count, parts[INPUT_EMBEDDINGS], parts[FILL_IDS], parts.get(MROPE_POSITIONS),

@@ -20,6 +20,7 @@ import torch
 from fsm.events import AnyEvent, Granted
 from fsm.states import BlockState, State
 from gpu_backend import transports
+from gpu_backend.config import ReceiverWorkerConfig, SenderWorkerConfig
 from gpu_backend.control import ControlClient
 from gpu_backend.launch import Abandoned, Line
 from gpu_backend.layout import DEEPSTACK, FILL_IDS, INPUT_EMBEDDINGS, MROPE_POSITIONS
@@ -30,6 +31,7 @@ from gpu_backend.plan import ITEM_BYTES, Plan, Request
 from gpu_backend.pool import SourceView
 from gpu_backend.receiver_worker import ReceiverWorker
 from gpu_backend.sender_worker import SenderWorker
+from gpu_backend.worker import new_boot_id, trace_header
 from gpu_backend.workload import Positions, Prompt, prompt_positions
 
 CHECK_PIECES = 16
@@ -309,15 +311,14 @@ def prepare() -> None:
 
 def make_sender(plan: Plan, rank: int, address: str = "tcp://127.0.0.1:0", boot: int = 0) -> SenderWorker:
     """The worker of a sender rank."""
-    return SenderWorker(plan.sender_config(rank, address), observer=make_observer(plan, "sender", rank, boot))
+    config, boot_id = plan.sender_config(rank, address), new_boot_id()
+    return SenderWorker(config, observer=make_observer(plan, config, boot_id, boot), boot_id=boot_id)
 
 
-def make_receiver(
-    plan: Plan, rank: int, address: str, store: str = "", boot: int = 0
-) -> ReceiverWorker:
+def make_receiver(plan: Plan, rank: int, address: str, store: str = "", boot: int = 0) -> ReceiverWorker:
     """The worker of a receiver rank, whose sender listens at ``address``."""
-    config = plan.receiver_config(rank, address, store)
-    return ReceiverWorker(config, observer=make_observer(plan, "receiver", rank, boot))
+    config, boot_id = plan.receiver_config(rank, address, store), new_boot_id()
+    return ReceiverWorker(config, observer=make_observer(plan, config, boot_id, boot), boot_id=boot_id)
 
 
 def await_go(line: Line, party: Party) -> None:
@@ -335,12 +336,14 @@ def connect(line: Line, party: ReceiverParty) -> None:
             raise Abandoned
 
 
-def make_observer(plan: Plan, side: str, rank: int, boot: int) -> Observer:
-    """What watches a worker of this plan. Whoever makes the run closes it, and with it the trace."""
+def make_observer(plan: Plan, config: ReceiverWorkerConfig | SenderWorkerConfig, boot_id: int, boot: int) -> Observer:
+    """What watches a worker of this plan, which was started ``boot`` times before. Whoever makes the run closes it, and
+    with it the trace."""
+    header = trace_header(config, boot_id, {"boot": boot, "seed": plan.seed, "model": plan.model.name})
     return Observer(
         checks=plan.checks,
-        trace=plan.trace_path(side, rank, boot),
-        scenario={"side": side, "rank": rank, "boot": boot, "seed": plan.seed, "model": plan.model.name},
+        trace=plan.trace_path(header["side"], config.ranks.rank, boot),
+        scenario=header,
         undisturbed=plan.undisturbed,
     )
 

@@ -285,8 +285,19 @@ class ReceiverWorker(DeliveringWorker):
         for held in self._released.take():
             self._take_back(held)
         self._tick()
+        self._take_small_copies()
         self._flush()
         self.reporter.tick()
+
+    def _take_small_copies(self) -> None:
+        """Copies that ended while they were begun: what they free is granted in the same round. Several ranks tick
+        together, and only once a round."""
+        if self.config.ranks.receivers == 1:
+            done = self.copier.poll() if self._copies else []
+            for copy in done:
+                self._copied(copy)
+            if done:
+                self._tick()
 
     def _flush(self) -> None:
         for data in self.transport.take_outbox():

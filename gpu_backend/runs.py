@@ -112,7 +112,7 @@ def _drive(launch: Launch, plan: Plan, tell: Tell) -> tuple[list[Any], tuple[str
         measuring = children
     else:
         children, measuring, chosen = _start_sides(launch, plan)
-    # A room that the sender does not know yet is asked for again only after resend_s: the senders begin first.
+    # The senders begin first, so that no REGISTER comes too early: a time is that of a transfer, not of a wait.
     senders = [child for child in children if child not in measuring]
     for group in (senders, measuring):
         for child in group:
@@ -131,9 +131,7 @@ def _start_sides(launch: Launch, plan: Plan) -> tuple[list[Child], list[Child], 
     serving = range(min(plan.senders, plan.receivers))
     senders = [launch.start(f"sender {rank}", sender_side, plan, rank) for rank in serving]
     store = f"127.0.0.1:{free_port()}" if plan.receivers > 1 else ""
-    receivers = [
-        launch.start(f"receiver {rank}", receiver_side, plan, rank, store) for rank in range(plan.receivers)
-    ]
+    receivers = [launch.start(f"receiver {rank}", receiver_side, plan, rank, store) for rank in range(plan.receivers)]
     up = launch.wait_for("ready", senders)
     for rank, child in enumerate(receivers):
         child.tell("address", up[f"sender {rank % plan.senders}"]["address"])

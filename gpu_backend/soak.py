@@ -11,8 +11,7 @@ Then must hold:
 - whatever is delivered is what was sent, to the byte.
 
 Times are short (deadlines of a second or two), and processes are forked from a server that has everything imported, so
-that a
-round takes a second or two.
+that a round takes a second or two.
 """
 
 from __future__ import annotations

@@ -20,7 +20,8 @@ import os
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
@@ -30,7 +31,7 @@ from fsm.messages import Message
 from fsm.states import KVPoll, State, kv_poll
 from gpu_backend.config import ReceiverWorkerConfig, SenderWorkerConfig, plain_config
 from gpu_backend.hello import Hello, Incoming
-from gpu_backend.observe import Observer, Reporter, Stats, register_metrics
+from gpu_backend.observe import Observer, Reporter, Stats, check_metrics, register_metrics
 from gpu_backend.process import Owner
 
 log = logging.getLogger(__name__)
@@ -132,6 +133,20 @@ class Ending(NamedTuple):
     progress: Progress
 
 
+def trace_header(
+    config: ReceiverWorkerConfig | SenderWorkerConfig, boot_id: int, run: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """What stands in the header of a worker's trace, whoever made the worker. ``run``: what a run of requests that
+    were made up is told besides; empty for a worker alone.
+
+    ``boot_id`` is the one that the process began with; receiver ranks agree on the largest of theirs.
+    """
+    return {
+        "side": "receiver" if isinstance(config, ReceiverWorkerConfig) else "sender", "rank": config.ranks.rank,
+        "boot_id": boot_id, "started_unix_s": time.time(), "config": plain_config(config), "run": dict(run or {}),
+    }  # fmt: skip
+
+
 WorkerT = TypeVar("WorkerT", bound="Worker")
 
 
@@ -139,6 +154,9 @@ class Worker:
     """The frame of both workers. Not for use by itself."""
 
     side = ""
+
+    rank_is_lost = False
+    """Receiver: another rank is gone."""
 
     def __init__(
         self,
@@ -158,12 +176,12 @@ class Worker:
         self._own_observer = observer is None
         self.boot_id = boot_id
         self.rank = config.ranks.rank
-        scenario = {
-            "side": self.side, "rank": self.rank, "boot_id": boot_id, "started_unix_s": time.time(),
-            "config": plain_config(config),
-        }  # fmt: skip
         options = config.observe
-        self.observer = observer or Observer(checks=options.checks, trace=options.trace, scenario=scenario)
+        if options.metrics:
+            check_metrics(self.side, self.rank)  # before anything is opened
+        self.observer = observer or Observer(
+            checks=options.checks, trace=options.trace, scenario=trace_header(config, boot_id)
+        )
         self.reporter = Reporter(self.observer, self.side, receiver_rank, clock, self._on_violation)
 
     # --- life -----------------------------------------------------------------------------------------
@@ -188,11 +206,15 @@ class Worker:
     def show_metrics(self, registry: Any = None) -> None:
         """Let Prometheus read this worker, from its default registry or one's own, until it is closed.
 
-        Raises :class:`LocalError` if ``prometheus_client`` is not installed.
+        Workers of one process may share a registry, if they differ in side or rank. Raises :class:`LocalError` if
+        they do not, or if ``prometheus_client`` is not installed.
         """
         self._check_usable("show_metrics")
         if self._unmetered is None:
-            self._unmetered = register_metrics(self.stats, registry)
+            self._unmetered = register_metrics(self._stats_shown, registry)
+
+    def _stats_shown(self) -> Stats:
+        return replace(self.stats(), rank_is_lost=self.rank_is_lost)
 
     def _close_watching(self) -> None:
         if self._unmetered is not None:
@@ -319,7 +341,13 @@ class Released:
         """Everything so far."""
         taken = []
         while self._items:
-            taken.append(self._items.popleft())
+            item = self._items.popleft()
+            if getattr(item, "dropped", False):
+                log.warning(
+                    "room %d: its %s was dropped without release(); its memory is taken back now, late",
+                    item.room, type(item).__name__.lower(),
+                )  # fmt: skip
+            taken.append(item)
         return taken
 
 

@@ -94,12 +94,22 @@ def check(name: str, device: str) -> Transport:
     return transport
 
 
+def _check_options(transport: Transport, options: Mapping[str, Any]) -> None:
+    """Refuse options that this one does not read, also where ``auto`` chose it: they would do nothing."""
+    from gpu_backend.transports.options import problems_with
+
+    problems = problems_with((transport.traits.name,), options)
+    if problems:
+        raise LocalError("\n".join(f"transport.options.{problem}" for problem in problems))
+
+
 def make_receiver(
     name: str, pool: BlockPool, *, rank: int, boot_id: int, options: Mapping[str, Any] | None = None
 ) -> ReceiverTransport:
     """The receiver's side; ``name`` may be ``auto``. Raises ``LocalError`` as ``check`` and the side itself do."""
     device = str(pool.device)
     transport = check(auto(device)[0] if name == "auto" else name, device)
+    _check_options(transport, options or {})
     return transport.receiver(pool, rank=rank, boot_id=boot_id, options=options or {})
 
 
@@ -109,4 +119,5 @@ def make_sender(
     """The sender's side; ``name`` may be ``auto``. Raises ``LocalError`` as ``check`` and the side itself do."""
     device = str(pool.device)
     transport = check(auto(device)[0] if name == "auto" else name, device)
+    _check_options(transport, options or {})
     return transport.sender(pool, rank=rank, boot_id=boot_id, options=options or {})

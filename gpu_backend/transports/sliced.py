@@ -260,6 +260,8 @@ class SlicedSender(SenderTransport, Generic[HandleT]):
         for link in self._links:
             budget -= self._feed(link, budget)
         self._links.rotate(-1)
+        for flow in list(self._flows.values()):
+            self._reap(flow)  # between processes of one machine a slice may have ended while it was started
         for link in list(self._links):
             self._tend(link)
         for flow in list(self._flows.values()):

@@ -77,6 +77,8 @@ class _End:
         self.wire = wire
         self.inbox: deque[Any] = deque()
         self.closed = False
+        self.linger_s = -1.0
+        """How long ``close`` was told to wait for what was sent."""
         self.met: list[tuple[int, int]] = []
         self.hello: Hello
 
@@ -110,6 +112,7 @@ class _End:
     def close(self, linger_s: float = 0.0) -> None:
         """Nothing comes or goes any more."""
         self.closed = True
+        self.linger_s = linger_s
 
 
 class ServerEnd(_End):

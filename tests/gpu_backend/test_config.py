@@ -14,13 +14,16 @@ from fsm.timing import Timing
 from gpu_backend.config import (
     ConfigError,
     LayoutConfig,
+    LimitConfig,
     PoolConfig,
     RankConfig,
     ReceiverWorkerConfig,
+    ResultConfig,
     SenderWorkerConfig,
     TransportConfig,
     load_config,
     parse_config,
+    plain_config,
     reference,
     validate_config,
 )
@@ -84,7 +87,6 @@ def test_ranks_say_who_serves_whom() -> None:
         ("layout.dim = 8\n[trasport]", "trasport: unknown key, did you mean 'transport'?"),
         ("layout.dim = 8\n[pool]\nblocks = -1", "pool.blocks: got -1, expected a whole number from 1 to 16,777,216"),
         ("layout.dim = 8\n[pool]\ndevice = 'tpu'", 'pool.device: got "tpu", expected "cpu", "cuda" or "cuda:N"'),
-        ("layout.dim = 8\n[pool]\nallocator = 'fif'", "pool.allocator: got \"fif\", did you mean 'fifo'?"),
         ("layout.dim = 8\n[timing]\nresend_s = 0", "timing.resend_s: got 0, expected a number above 0"),
         ("layout.dim = 8\n[timing]\nresend_s = nan", "timing.resend_s: got nan"),
         ("layout.dim = 8\n[timing]\ntombstone_s = 1", "expected at least timing.deadline_s (30.0)"),
@@ -116,13 +118,108 @@ def test_all_faults_are_told_at_once() -> None:
     "text, says",
     [
         ("layout.dim = 8\n[ranks]\nreceivers = 2", 'ranks.store: got "", expected "host:port"'),
-        ("layout.dim = 8", "control.address: got"),
+        ("layout.dim = 8", "control.address: missing, expected the address at which the sender listens"),
+        ("layout.dim = 8\n[control]\naddress = ''", "control.address: missing, expected the address"),
+        (
+            "layout.dim = 8\n[control]\naddress = 'tcp://10.0.0.5:0'",
+            'control.address: got "tcp://10.0.0.5:0", expected',
+        ),
+        ("layout.dim = 8\n[pool]\nallocator = 'fif'", "pool.allocator: got \"fif\", did you mean 'fifo'?"),
     ],
 )
 def test_a_receiver_must_know_where_others_are(text: str, says: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parse_config(ReceiverWorkerConfig, text)
     assert says in str(caught.value)
+
+
+HERE = "layout.dim = 8\n[control]\naddress = 'tcp://127.0.0.1:9'\n"
+
+ONE_SIDED: list[tuple[str, type[Any], str]] = [
+    ("pool.allocator = 'lifo'", SenderWorkerConfig, "receiver"),
+    ("ranks.store = 'host:1'", SenderWorkerConfig, "receiver"),
+    ("ranks.timeout_s = 3", SenderWorkerConfig, "receiver"),
+    ("limits.grant_blocks_max = 3", SenderWorkerConfig, "receiver"),
+    ("control.server_key = 'k'", SenderWorkerConfig, "receiver"),
+    ("control.client_keys = ['k']", ReceiverWorkerConfig, "sender"),
+    ("limits.staging_bytes = 4096", ReceiverWorkerConfig, "sender"),
+]
+
+
+@pytest.mark.parametrize("line, kind, whose", ONE_SIDED)
+def test_a_key_of_the_other_side_is_refused_by_name(line: str, kind: type[Any], whose: str) -> None:
+    """A key that does nothing is an error; in the file of the side that reads it, it is a value."""
+    key = line.split(" ")[0]
+    text = f"{line}\ncontrol.address = 'tcp://127.0.0.1:9'\nlayout.dim = 8"
+    with pytest.raises(ConfigError) as caught:
+        parse_config(kind, text)
+    (problem,) = caught.value.problems
+    assert problem.startswith(f"{key}: got ") and f"only a {whose} reads it" in problem
+    other: type[Any] = ReceiverWorkerConfig if kind is SenderWorkerConfig else SenderWorkerConfig
+    parse_config(other, text)
+    assert (f"`{key}`" in reference(kind), f"`{key}`" in reference(other)) == (False, True)
+
+
+def test_a_key_of_the_other_side_is_refused_in_code_too() -> None:
+    """Where every key has a value: refused if somebody has changed it."""
+    with pytest.raises(ConfigError, match=r"limits\.grant_blocks_max: got 2, expected no such key in a sender's file"):
+        validate_config(SenderWorkerConfig(layout=LayoutConfig(dim=8), limits=LimitConfig(grant_blocks_max=2)))
+    plain = plain_config(SenderWorkerConfig(layout=LayoutConfig(dim=8)))
+    assert "allocator" not in plain["pool"] and plain["limits"]["staging_bytes"] == 64 << 20
+
+
+def test_the_receivers_address_must_be_given() -> None:
+    rows = {line.split("`")[1]: line for line in reference(ReceiverWorkerConfig).splitlines()[2:] if line}
+    assert "(must be given)" in rows["control.address"]
+    assert "(must be given)" not in next(
+        line for line in reference(SenderWorkerConfig).splitlines() if "`control.address`" in line
+    )
+
+
+def test_early_grants_can_be_made_with_the_defaults() -> None:
+    """R6: one reserves the longest request and leaves as much free, so the limit follows the result memory."""
+    default = parse_config(ReceiverWorkerConfig, HERE)
+    assert default.limits.total_tokens_max == 32_768 == default.results.tokens // 2
+    assert default.early_grants
+    small = parse_config(ReceiverWorkerConfig, HERE + "[results]\ntokens = 101")
+    assert small.limits.total_tokens_max == 50 and small.early_grants
+    given = parse_config(ReceiverWorkerConfig, HERE + "[results]\ntokens = 100\n[limits]\ntotal_tokens_max = 51")
+    assert given.limits.total_tokens_max == 51 and not given.early_grants
+    assert parse_config(ReceiverWorkerConfig, HERE + "[results]\ntokens = 1").limits.total_tokens_max == 1
+    assert parse_config(SenderWorkerConfig, "layout.dim = 8").limits.total_tokens_max == 1 << 20
+    made = ReceiverWorkerConfig(layout=LayoutConfig(dim=8), results=ResultConfig(tokens="many"))  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r'results\.tokens: got "many"'):
+        validate_config(made)
+
+
+@pytest.mark.parametrize("kind", [ReceiverWorkerConfig, SenderWorkerConfig])
+@pytest.mark.parametrize(
+    "name, options, says",
+    [
+        ("nixl", "slice_byte = 3", "transport.options.slice_byte: not an option of nixl, did you mean 'slice_bytes'?"),
+        ("nixl", "progress_thread = 'no'", 'transport.options.progress_thread: got "no", expected true or false'),
+        ("nixl", "slice_bytes = 0", "transport.options.slice_bytes: got 0, expected a whole number from 1"),
+        ("nixl", "window = true", "transport.options.window: got true, expected a whole number"),
+        ("nixl", "host = 'a'", "transport.options.host: not an option of nixl, but of gloo and nccl"),
+        ("gloo", "stall_timeout_s = 0", "transport.options.stall_timeout_s: got 0, expected a number above 0"),
+        ("gloo", "host = ''", 'transport.options.host: got "", expected a string that is not empty'),
+        ("auto", "fabrik = 1", "transport.options.fabrik: not an option of nixl or gloo"),
+        ("in-process", "fabrik = 1", "did you mean 'fabric'?"),
+        ("nixxl", "window = 1", "transport.name: got \"nixxl\", did you mean 'nixl'?"),
+    ],
+)
+def test_an_option_that_no_transport_reads_is_refused(kind: type[Any], name: str, options: str, says: str) -> None:
+    """Its name, and its value; for both workers."""
+    with pytest.raises(ConfigError) as caught:
+        parse_config(kind, f"{HERE}[transport]\nname = '{name}'\noptions = {{ {options} }}")
+    assert caught.value.problems[0].startswith(says) or says in caught.value.problems[0]
+
+
+def test_options_are_taken_as_they_are() -> None:
+    """``auto`` takes those of all that it chooses from; the one that it chooses may refuse them when it is made."""
+    for name in ("nixl", "auto"):
+        config = parse_config(SenderWorkerConfig, f"{HERE}[transport]\nname = '{name}'\noptions.slice_bytes = 4096")
+        assert config.transport.options == {"slice_bytes": 4096}
 
 
 def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
@@ -137,7 +234,7 @@ def test_what_was_made_in_code_meets_the_same_checks_and_keeps_its_objects() -> 
     """Options may be objects (a fabric); numbers of a struct made in code are checked by nobody else."""
     thing = object()
     config = SenderWorkerConfig(
-        layout=LayoutConfig(dim=8), transport=TransportConfig(name="x", options={"fabric": thing})
+        layout=LayoutConfig(dim=8), transport=TransportConfig(name="in-process", options={"fabric": thing})
     )
     assert validate_config(config) == config
     assert validate_config(config).transport.options["fabric"] is thing
@@ -151,7 +248,7 @@ def test_the_reference_has_every_key_and_its_meaning(kind: Any) -> None:
     assert all(line.count("|") == 5 for line in rows)
     assert all(line.split("|")[4].strip() for line in rows)
     assert any(line.startswith("| `layout.dim` |") and "(must be given)" in line for line in rows)
-    assert any("results.tokens" in line for line in rows) == (kind is ReceiverWorkerConfig)
+    assert any("| `results.tokens` |" in line for line in rows) == (kind is ReceiverWorkerConfig)
 
 
 JUNK: st.SearchStrategy[Any] = st.recursive(

@@ -507,3 +507,19 @@ def test_options_that_make_no_sense_are_refused() -> None:
     with pytest.raises(LocalError, match="closed"):
         Copier(pool)
     assert threading.active_count() == threads
+
+
+def test_a_small_copy_is_made_at_once_though_there_is_a_thread_and_order_is_kept() -> None:
+    """What a wake-up costs more than; behind another copy it waits its turn."""
+    pool = BlockPool(make_layout(4, 8), 4)
+    results = ResultArena(pool.layout, 64)
+    result = results.take(16, has_mrope=True, has_deepstack=False)
+    copier = Copier(pool, at_once_bytes=1 << 20)
+    try:
+        pool.rows("fill_ids")[:4] = torch.arange(4, dtype=torch.int32)
+        copier.submit(CopyJob("small", [0], 0, 4, result, True, None))
+        assert torch.equal(result.fill_ids[:4], torch.arange(4, dtype=torch.int32)), "no poll, no thread was needed"
+        copier.submit(CopyJob("next", [1], 4, 4, result, False, None))
+        assert [done.key for done in copier.poll()] == ["small", "next"]
+    finally:
+        copier.close()

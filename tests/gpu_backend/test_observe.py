@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import os
 import threading
 from pathlib import Path
 from typing import Any
@@ -117,6 +119,33 @@ def test_a_worker_writes_the_trace_it_was_told_to_and_ends_it(tmp_path: Path) ->
     assert Finished("sender", 0, 1, None, State.FAILED, "ABORTED", 5) in [line.event for line in read.seen]
 
 
+def test_a_trace_has_the_same_header_whoever_made_the_worker(tmp_path: Path) -> None:
+    """One reader for the traces of `resumark run` and of an engine: same keys, and the configuration in both."""
+    from gpu_backend.parties import make_sender
+    from gpu_backend.plan import Plan
+    from gpu_backend.sender_worker import SenderWorker
+    from gpu_backend.workload import QWEN25, Model, text_prompt
+
+    plan = Plan(
+        model=Model("tiny", QWEN25, 8), prompts=(text_prompt(5),), transport="in-process", trace=str(tmp_path), seed=3,
+        transport_options={"fabric": Fabric()},
+    )  # fmt: skip
+    with make_sender(plan, 0) as made:
+        made.observer.close()
+    path = tmp_path / "own.jsonl"
+    with SenderWorker(sender_config(Fabric(), observe=ObserveConfig(trace=str(path)))) as own:
+        pass
+    headers = []
+    for file in (tmp_path / "sender-0.jsonl", path):
+        with file.open() as lines:
+            headers.append(parse_trace(lines).header.scenario)
+    of_run, of_own = headers
+    assert list(of_run) == list(of_own)
+    assert [of_run["boot_id"], of_own["boot_id"]] == [made.boot_id, own.boot_id]
+    assert list(of_run["config"]) == list(of_own["config"])
+    assert (of_run["run"], of_own["run"]) == ({"boot": 0, "seed": 3, "model": "tiny"}, {})
+
+
 def test_the_trace_names_the_first_violation_in_its_ending(tmp_path: Path) -> None:
     path = tmp_path / "bad.jsonl"
     observer = Observer(checks=True, trace=str(path))
@@ -208,6 +237,14 @@ def test_prometheus_reads_what_the_worker_counted() -> None:
     assert metric(registry, "ended_total", reason="NONE", **names) == 1
     assert metric(registry, "blocks", state="Quarantined", **names) == 0
     assert metric(registry, "messages_total", what="refused", side="sender", rank="0") == 0
+    assert metric(registry, "free_result_tokens", **names) == 256 - 37
+    assert metric(registry, "free_result_tokens", side="sender", rank="0") is None
+    assert metric(registry, "rank_is_lost", **names) == 0
+    pair.receiver.rank_is_lost = True
+    pair.receiver.transport.count("dropped_notices")
+    assert metric(registry, "rank_is_lost", **names) == 1
+    assert metric(registry, "transport_total", what="dropped_notices", **names) == 1
+    pair.receiver.rank_is_lost = False
     shown = {family.name for family in registry.collect()}
     assert shown == {"resumark_" + name.removesuffix("_total") for name in METRICS}
     pair.close()
@@ -224,6 +261,55 @@ def test_metrics_can_be_asked_for_in_the_configuration() -> None:
     with ReceiverWorker(config, control=lambda hello: ClientEnd(Wire(), 0, hello)):
         assert metric(prometheus_client.REGISTRY, "waiting", side="receiver", rank="0") == 0
     assert metric(prometheus_client.REGISTRY, "waiting", side="receiver", rank="0") is None
+
+
+def descriptors() -> int:
+    """How many files and sockets this process has open."""
+    gc.collect()
+    return len(os.listdir("/proc/self/fd"))
+
+
+def test_the_workers_of_a_process_share_the_default_registry() -> None:
+    """Prometheus takes a metric from one collector only: the second worker must not fail, the last one clears up."""
+    prometheus_client = pytest.importorskip("prometheus_client", reason="the extra `metrics` is not installed")
+    shown = prometheus_client.REGISTRY
+    watched = ObserveConfig(metrics=True)
+    for _ in range(2):
+        pair = Pair(receiver={"observe": watched}, sender={"observe": watched})
+        for side in ("receiver", "sender"):
+            assert metric(shown, "tokens_total", side=side, rank="0") == 0
+        pair.sender.close()
+        assert metric(shown, "tokens_total", side="receiver", rank="0") == 0
+        assert metric(shown, "tokens_total", side="sender", rank="0") is None
+        pair.receiver.close(drain_s=0.0)
+        assert not [family for family in shown.collect() if family.name.startswith("resumark_")]
+
+
+def test_two_workers_with_the_same_labels_are_refused_before_anything_is_opened(tmp_path: Path) -> None:
+    """Their numbers could not be told apart. The one that is refused leaves nothing behind, and the other goes on."""
+    prometheus_client = pytest.importorskip("prometheus_client", reason="the extra `metrics` is not installed")
+    from gpu_backend.sender_worker import SenderWorker
+
+    watched = ObserveConfig(metrics=True, trace=str(tmp_path / "second.jsonl"))
+    with SenderWorker(sender_config(Fabric(), observe=ObserveConfig(metrics=True))):
+        before = descriptors()
+        with pytest.raises(LocalError, match="sender rank 0 of this process is shown in that registry already"):
+            SenderWorker(sender_config(Fabric(), observe=watched))
+        assert descriptors() == before and list(tmp_path.iterdir()) == []
+        assert metric(prometheus_client.REGISTRY, "tokens_total", side="sender", rank="0") == 0
+    SenderWorker(sender_config(Fabric(), observe=watched)).close()
+
+
+def test_without_prometheus_a_worker_that_shall_show_metrics_opens_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from gpu_backend.sender_worker import SenderWorker
+
+    monkeypatch.setitem(__import__("sys").modules, "prometheus_client", None)
+    watched = ObserveConfig(metrics=True, trace=str(tmp_path / "trace.jsonl"))
+    with pytest.raises(LocalError, match=r"pip install 'resumark\[metrics\]'"):
+        SenderWorker(sender_config(Fabric(), observe=watched))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_without_prometheus_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +14,7 @@ from gpu_backend import transports
 from gpu_backend.layout import make_layout
 from gpu_backend.pool import BlockPool, SourcePool
 from gpu_backend.transports.base import ReceiverTransport, SenderTransport
+from gpu_backend.transports.options import OPTIONS
 
 
 @pytest.mark.parametrize("name", transports.MODULES)
@@ -104,3 +107,23 @@ def test_a_side_is_not_made_where_it_cannot_run() -> None:
 def test_check_refuses_a_pool_on_the_wrong_kind_of_device() -> None:
     with pytest.raises(LocalError, match="'cuda:0'"):
         transports.check("gloo", "cuda:0")
+
+
+def test_options_are_judged_by_the_transport_that_auto_chose() -> None:
+    """What the chosen one does not read would do nothing, so it is refused where the side is made."""
+    pool = SourcePool(make_layout(16, 8), 2, huge_pages=False)
+    name = transports.auto("cpu")[0]
+    for chosen in ("auto", name):
+        with pytest.raises(LocalError, match=rf"transport\.options\.slice_byte: not an option of {name}"):
+            transports.make_sender(chosen, pool, rank=0, boot_id=1, options={"slice_byte": 3})
+    pool.close()
+
+
+def test_the_table_of_options_has_every_option_that_a_module_reads() -> None:
+    """One that is read and not named there could never be given."""
+    known = {option.name for option in OPTIONS}
+    folder = Path(transports.__file__).parent
+    read = set()
+    for file in folder.glob("*.py"):
+        read |= set(re.findall(r'(?:options\.get\(|positive(?:_option)?\(options, )"(\w+)"', file.read_text()))
+    assert read == known

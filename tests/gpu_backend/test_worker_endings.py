@@ -13,7 +13,7 @@ from fsm.states import BlockState, State
 from gpu_backend.config import LimitConfig
 from gpu_backend.process import ProcessIdentity
 from gpu_backend.receiver_worker import ReceiverWorker
-from gpu_backend.sender_worker import SenderWorker
+from gpu_backend.sender_worker import CLOSE_LINGER_S, SenderWorker
 from gpu_backend.transports.base import Broken, LinkLost
 from gpu_backend.transports.in_process import Fabric
 from gpu_backend.worker import new_boot_id
@@ -236,3 +236,13 @@ def test_memory_that_may_still_be_written_is_not_given_up(under_way: bool) -> No
     pair.receiver.close(drain_s=0.0)
     assert pair.receiver.pool.memory.closed is not under_way
     pair.sender.close()
+
+
+def test_a_sender_that_closes_lets_its_last_words_leave() -> None:
+    """The STATUS of a last write and the ABORTs are in the socket's queue when ``close`` comes. It waits a little, and
+    not for ever: the peer may be gone."""
+    pair = Pair(undisturbed=False)
+    pair.sender.close()
+    assert pair.wire.sender is not None and pair.wire.sender.linger_s == CLOSE_LINGER_S
+    assert 0 < CLOSE_LINGER_S <= 1
+    pair.receiver.close(drain_s=0.0)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fsm.events import Delivered, Executed, Granted, Progressed, Wrote
-from fsm.messages import Grant
+from fsm.messages import Grant, Offer, decode
 from fsm.states import BlockState, KVPoll, State
 from gpu_backend import transports
 from gpu_backend.config import ControlConfig, LayoutConfig, LimitConfig, PoolConfig, ResultConfig, TransportConfig
@@ -18,6 +18,7 @@ from gpu_backend.receiver_worker import ReceiverWorker
 from gpu_backend.sender_worker import SenderWorker
 from gpu_backend.transports.in_process import Fabric
 from gpu_backend.worker import new_boot_id
+from tests.gpu_backend.kit_wire import Wire
 from tests.gpu_backend.kit_workers import (
     BLOCK_TOKENS,
     DIM,
@@ -185,9 +186,31 @@ def test_a_lease_that_nobody_was_given_comes_back(pair: Pair) -> None:
 # --- bounded memory --------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("limits, made", [(LimitConfig(), True), (LimitConfig(total_tokens_max=129), False)])
+def test_early_tokens_take_effect_where_no_limit_is_given(limits: LimitConfig, made: bool) -> None:
+    """R6 lets an early grant be made only while twice the longest request is free; the default limit leaves that."""
+    wire = Wire(auto=False)
+    pair = Pair(receiver={"limits": limits}, wire=wire)
+    pair.sender.submit(1, payload_of(1, 37))
+    pair.receiver.submit(1, early_tokens=4)
+    for _ in range(20):
+        pair.step()
+        for index in reversed(range(len(wire.letters))):
+            if not isinstance(decode(wire.letters[index].data), Offer):
+                wire.deliver(index)
+    # After an early grant the first STATUS tells the length, so more of them follow without any OFFER.
+    assert [(grant.seq, grant.capacity) for grant in pair.seen(Granted)][:1] == ([(0, 4)] if made else [])
+    wire.auto = True
+    wire.deliver_all()
+    pair.run_rooms([1])
+    assert wrong_with(pair.outcomes[1], payload_of(1, 37)) == ""
+    pair.close()
+
+
 def test_result_memory_is_bounded_until_it_is_released() -> None:
     """R6: a request waits for the result memory that the caller holds, and goes on when it comes back."""
-    pair = Pair(receiver={"results": ResultConfig(tokens=30, copy_threads=0)})
+    whole = {"results": ResultConfig(tokens=30, copy_threads=0), "limits": LimitConfig(total_tokens_max=30)}
+    pair = Pair(receiver=whole)
     for room in (1, 2):
         pair.sender.submit(room, payload_of(room, 20))
         pair.receiver.submit(room)

@@ -171,7 +171,7 @@ def test_a_result_cannot_be_read_after_its_release(pair: Pair) -> None:
     [
         ({"pool": PoolConfig(device="tpu")}, "pool.device"),
         ({"pool": PoolConfig(blocks=0)}, "pool.blocks: got 0, expected a whole number from 1"),
-        ({"transport": TransportConfig(name="pigeon")}, "transport='pigeon': expected"),
+        ({"transport": TransportConfig(name="pigeon")}, "transport.name: got \"pigeon\", expected one of auto, nixl"),
         ({"transport": TransportConfig(name="in-process")}, "option fabric=None"),
         ({"layout": LayoutConfig(dim=0)}, "layout.dim: got 0"),
     ],
@@ -259,7 +259,7 @@ def test_a_request_that_is_too_long_here_is_refused(limit: str) -> None:
     """By the limit of the receiver, or because its result memory can never hold it."""
     changes: dict[str, Any] = {"limits": LimitConfig(total_tokens_max=20)}
     if limit == "result":
-        changes = {"results": ResultConfig(tokens=20, copy_threads=0)}
+        changes = {"results": ResultConfig(tokens=20, copy_threads=0), "limits": LimitConfig(total_tokens_max=1000)}
     pair = Pair(undisturbed=False, receiver=changes)
     for room, tokens in ((1, 21), (2, 20)):
         pair.sender.submit(room, payload_of(room, tokens))

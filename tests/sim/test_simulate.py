@@ -16,7 +16,7 @@ from fsm.invariants import LIVENESS
 from fsm.lifecycle import RECEIVER_FIVE_STATE_TABLE
 from fsm.messages import BlockRef, Epoch
 from fsm.rules import PROTOCOL
-from sim import zoo
+from sim import writes, zoo
 from sim.choices import Drawn, Recording, Replayed, Scripted, Seeded
 from sim.engines import simulate as engine
 from sim.engines.parallel import in_order
@@ -231,14 +231,14 @@ def test_a_planted_bug_is_reported() -> None:
 
 
 def test_a_planted_slip_of_one_token_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    land = World.land
+    land = writes.land
 
     def slip(world: World, index: int) -> None:
         flight = world.flights[index]
         world.flights = (*world.flights[:index], flight._replace(source_start=flight.source_start + 1))
         land(world, index)
 
-    monkeypatch.setattr(World, "land", slip)
+    monkeypatch.setattr(writes, "land", slip)
     result = simulate(Scenario(), runs=1, jobs=1)
     assert [found.property for found in result.violations] == ["I2"]
     assert "token 1 of request 0" in result.violations[0].text
@@ -275,7 +275,7 @@ def test_code_that_raises_is_named_with_seed_and_step(monkeypatch: pytest.Monkey
     def broken(world: World, index: int) -> None:
         raise ZeroDivisionError("planted")
 
-    monkeypatch.setattr(World, "land", broken)
+    monkeypatch.setattr(writes, "land", broken)
     with pytest.raises(RuntimeError, match=r"^seed 3: step \d+, \('land', 0\): ZeroDivisionError: planted$"):
         simulate(Scenario(), seed=3, runs=2, jobs=1)
 
