@@ -8,6 +8,7 @@ checks the model's clause on every state as well. Counts must agree, or there is
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
@@ -25,7 +26,12 @@ COMPARED = 8
 """Resource managers of the model that both search."""
 LARGE = 10
 """Resource managers of the model that only the vector engine searches."""
+QUICK = 6
+"""As many when nothing is to be measured, only seen to work."""
 ROUNDS = 5
+QUICK_ROUNDS = 2
+TICK_S = 0.01
+"""Processor time of children is counted in steps of that."""
 GIB = 1 << 30
 
 Say = Callable[[str], Any] | None
@@ -51,15 +57,37 @@ def timed(managers: int, **limits: Any) -> Timed:
     return found
 
 
-def two_phase_figures(folder: Path | None, say: Say = None, *, managers: int = COMPARED) -> list[Figure]:
+def measure_all(say: Say = None, *, quick: bool = False, large: bool = False) -> dict[str, list[Figure]]:
+    """Every figure, by group. ``quick``: a small model, for which there are no targets. ``large``: the large one too.
+
+    Spin, where it is installed, writes and compiles its checker in a folder that is removed afterwards.
+    """
+    title = "exhaustive search of a model, on one core"
+    if say is not None:
+        say(title)
+    with tempfile.TemporaryDirectory(prefix="resumark-") as folder:
+        if quick:
+            figures = two_phase_figures(Path(folder), say, managers=QUICK, rounds=QUICK_ROUNDS)
+            groups = {title: [figure._replace(target=None, aim=None) for figure in figures]}
+        else:
+            groups = {title: two_phase_figures(Path(folder), say)}
+    if large:
+        groups["a large model, once"] = large_figures(say)
+    return groups
+
+
+def two_phase_figures(
+    folder: Path | None, say: Say = None, *, managers: int = COMPARED, rounds: int | None = None
+) -> list[Figure]:
     """Both engines in turns. ``folder`` is for Spin's files; without one, or without Spin, there is no comparison."""
     checker = None
     if folder is not None and not spin.missing():
         checker = spin.build(two_phase_promela(managers), folder)
     mine, theirs = [], []
-    for number in range(ROUNDS):
+    rounds = ROUNDS if rounds is None else rounds
+    for number in range(rounds):
         if say is not None:
-            say(f"two-phase commit with {managers} managers, round {number + 1} of {ROUNDS}")
+            say(f"two-phase commit with {managers} managers, round {number + 1} of {rounds}")
         mine.append(timed(managers))
         if checker is not None:
             theirs.append(_spin_s(checker, mine[-1].result))
@@ -89,7 +117,8 @@ def _spin_s(checker: Path, mine: VectorResult) -> float:
             f"Spin counts {result.states:,} states and {result.transitions:,} transitions, the vector engine "
             f"{mine.states:,} and {mine.transitions:,}"
         )
-    return after.children_user + after.children_system - before.children_user - before.children_system
+    used_s = after.children_user + after.children_system - before.children_user - before.children_system
+    return max(used_s, TICK_S)
 
 
 def large_figures(say: Say = None, *, managers: int = LARGE) -> list[Figure]:

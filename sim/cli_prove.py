@@ -54,7 +54,7 @@ def prove_command(
     """
     chosen = variant_named(variant) if variant is not None else variant_named("watermark")
     if chosen.not_held:
-        _not_held(chosen, json)
+        print_not_held(chosen, json)
         return
     started = perf_counter()
     prover = Prover(symbolic(chosen.rules()), perf_counter)
@@ -80,7 +80,8 @@ def prove_command(
     exit_with(code)
 
 
-def _not_held(variant: ModelVariant, json: bool) -> None:
+def print_not_held(variant: ModelVariant, json: bool) -> None:
+    """Say why the model cannot show a version of the zoo, and end: that is no verdict."""
     if json:
         print_json({"variant": variant.name, "result": NOT_HELD, "reason": variant.not_held, "exit_code": EXIT_UNKNOWN})
     else:

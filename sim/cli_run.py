@@ -110,7 +110,7 @@ def check_command(
     with bar("searching", quiet=json) as shown:
         result = check(
             chosen.scenario, states_max=states_max, time_max_s=time_max, only=only or None,
-            progress=_search_progress(shown), clock=monotonic,
+            progress=search_progress(shown), clock=monotonic,
         )  # fmt: skip
     found = _found(result, command, trace)
     if json:
@@ -173,7 +173,8 @@ def simulate_command(
     exit_with(result.exit_code)
 
 
-def _search_progress(shown: Bar | None) -> Callable[[int, int, int], None] | None:
+def search_progress(shown: Bar | None) -> Callable[[int, int, int], None] | None:
+    """What an engine that searches by levels tells how far it has come."""
     if shown is None:
         return None
 

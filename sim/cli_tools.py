@@ -1,4 +1,4 @@
-"""``resumark diagram`` and ``resumark bench core``."""
+"""``resumark diagram``, ``resumark bench core`` and ``resumark bench check``."""
 
 from __future__ import annotations
 
@@ -34,7 +34,9 @@ class DiagramFormat(str, Enum):
 def register(app: typer.Typer) -> None:
     """Add the commands of this module."""
     app.command("diagram")(diagram_command)
-    group(app, "bench", "Measure what things cost here, beside what they should.").command("core")(bench_command)
+    bench = group(app, "bench", "Measure what things cost here, beside what they should.")
+    bench.command("core")(bench_command)
+    bench.command("check")(bench_check_command)
 
 
 def group(app: typer.Typer, name: str, help: str) -> typer.Typer:
@@ -75,3 +77,28 @@ def bench_command(json: JsonOption = False) -> None:
         print_json(bench.as_json(groups))
     else:
         render.print_figures(output(), groups)
+
+
+@reports_errors
+def bench_check_command(
+    quick: Annotated[bool, typer.Option("--quick", help="A small model, once or twice: does it work?")] = False,
+    large: Annotated[
+        bool, typer.Option("--large", help="Also a model of 61,515,776 states: half a minute or more, and 2 GiB.")
+    ] = False,
+    json: JsonOption = False,
+) -> None:
+    """The engine of `explore` beside Spin: the same model, one core, in turns. Without Spin, that engine alone."""
+    from sim import bench, bench_check
+    from sim.engines import spin
+
+    with bar("measuring", quiet=json) as shown:
+        groups = bench_check.measure_all(
+            None if shown is None else lambda text: shown.update(text=text), quick=quick, large=large
+        )
+    if json:
+        print_json(bench.as_json(groups))
+        return
+    render.print_figures(output(), groups)
+    missing = spin.missing()
+    if missing:
+        output().print(f"Not compared with Spin: {missing}.")

@@ -59,7 +59,8 @@ SIM_NONDETERMINISM: dict[str, tuple[str, ...]] = {
     # Never: entropy, the network, other threads.
     "secrets": (),
     "uuid": (),
-    "tempfile": (),
+    # A folder for Spin's files, whose name nothing depends on.
+    "tempfile": ("sim/bench_*.py",),
     "socket": (),
     "ssl": (),
     "asyncio": (),
@@ -71,7 +72,8 @@ SIM_NONDETERMINISM: dict[str, tuple[str, ...]] = {
     "torch": (),
 }
 
-# What only an extra installs, and where it may be used: never at the import of a module, so that all else works without.
+# What only an extra installs, and where it may be used: never at the import of a module, so that all else works
+# without.
 OPTIONAL: dict[str, tuple[str, ...]] = {
     "z3": ("sim/prove/*.py",),
     "numba": ("sim/engines/vector*.py",),
