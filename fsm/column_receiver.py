@@ -2,9 +2,11 @@
 
 :class:`fsm.receiver.Receiver` looks at every request in every tick and tells the other ranks of all of them, which is
 right for a search and too slow for a worker with thousands of requests in flight. Here the facts of all requests stand
-in columns (:mod:`fsm.columns`); one call of the decision kernel says which of them to look at; ranks tell each other
-what has changed since they last did, and each keeps a *board* of what all have said. What is then done with a request
-is the code of the base class, and a test holds the two against each other, effect by effect.
+in columns (:mod:`fsm.columns`); one call of the decision kernel says which of them to look at, and if no row was
+written since the last one found nothing, it is not even made; ranks tell each other what has changed since they last
+did, and each keeps a *board* of what all have said. What is then done with a request
+is the code of the base class, and a test holds the two against each other, effect by effect. As long as a receiver of
+one rank has only a few requests, the base class looks at them itself, if there is any reason to.
 
 A tick of one rank is :meth:`ColumnReceiver.tick`. Among several::
 
@@ -27,7 +29,7 @@ from fsm.effects import Effect, Refused, Send
 from fsm.errors import LocalError
 from fsm.kernel import MISMATCH, UNKNOWN
 from fsm.messages import Abort, Epoch, Heartbeat, Message
-from fsm.ranks import Agreed, AgreedRoom, Observation, Observed, fold_room
+from fsm.ranks import Agreed, AgreedRoom, Observation, Observed, fold, fold_room
 from fsm.reasons import Reason
 from fsm.receiver import STATE_NUMBER, Receiver, no_headers
 from fsm.receiver_facts import ReceiverConfig
@@ -37,6 +39,9 @@ from fsm.wakes import Wakes
 
 ROWS_MAX = 512
 """The most requests that one observation tells of; the others follow with the next."""
+
+FEW = 24
+"""So many requests, of a receiver with one rank, are looked at one by one: rows of arrays only pay for more."""
 
 _FIRST = FirstChoice()
 _Key = tuple[int, Epoch]
@@ -76,6 +81,13 @@ class ColumnReceiver(Receiver):
         self._board: list[dict[int, Observed]] = [{} for _ in range(ranks)]
         self._wakes: Wakes[_Key] = Wakes()
         self._version = 0
+        self._looked = self._decided = -1
+        """The versions of the rows when they were looked at as a whole, and when there was nothing to decide."""
+        self._timer_due = False
+        self._heard = False
+        """Something was heard or decided that no tick has looked at (only where there are few requests)."""
+        self._hungry = False
+        """Somebody wanted blocks after the last tick (likewise)."""
         self._dropped = False
         """A row has gone since the rows were written last."""
         self._wanted = False
@@ -165,10 +177,16 @@ class ColumnReceiver(Receiver):
         self._touch_all()
 
     def _touch(self, room: int) -> None:
+        self._heard = True
         if room in self.rooms:
             self._changed[room] = None
 
+    def _observe_failure(self, room: ReceiverRoom, reason: Reason) -> None:
+        super()._observe_failure(room, reason)
+        self._heard = True
+
     def _touch_all(self) -> None:
+        self._heard = True
         self._changed = dict.fromkeys(self.rooms)
 
     def _refresh(self) -> None:
@@ -189,6 +207,11 @@ class ColumnReceiver(Receiver):
         if self._changed or self._dropped:
             self._changed, self._dropped = {}, False
             self._version += 1
+
+    def _look(self) -> None:
+        """What the rows come to as a whole, if any was written since it was looked at."""
+        if self._looked != self._version:
+            self._looked = self._version
             live = self.columns.column("live")
             self._wanted = bool((self.columns.column("may_want") & live).any())
             self._due_s = self.columns.next_s()
@@ -209,17 +232,49 @@ class ColumnReceiver(Receiver):
         """A tick of a receiver of one rank. Raises :class:`LocalError` if there are several."""
         if self.ranks > 1:
             raise LocalError(f"tick: there are {self.ranks} ranks; call observe, exchange, agree and decide")
+        if self._few:
+            return self._tick_few(now_s, choices)
+        self._heard = False
         return self.decide(self.agree((self.observe(now_s, choices),)), now_s, choices)
+
+    def _tick_few(self, now_s: float, choices: Choices) -> list[Effect]:
+        """A tick as the base class makes it, if there is any reason for one."""
+        if not self._heard and now_s < self._next_few_s() and not (self._hungry and self.ledger.free_count):
+            self._out = []
+            return self._out
+        self._heard = False
+        observation = Receiver.observe(self, now_s, choices)
+        effects = Receiver.decide(self, fold((observation,), self.rules), now_s, choices)
+        self._hungry = any(self._wants_blocks(room) for room in self.rooms.values())
+        self._changed = dict.fromkeys(self.rooms)  # their rows are written when there are many again
+        return effects
+
+    @property
+    def _few(self) -> bool:
+        return self.ranks == 1 and len(self.rooms) <= FEW
+
+    def _next_few_s(self) -> float:
+        """The next timer of all, without the rows."""
+        wake_s = self._wakes.next_s()
+        times = [NEVER if wake_s is None else wake_s]
+        for room in self.rooms.values():
+            times.append(room.progress_at + self._limit(room)[0] if not room.failure else NEVER)
+            times.append(room.resend_at if room.pending is not None else NEVER)
+        times += [self.heartbeat_at] if self.config.timing.heartbeat_s else []
+        return min(times)
 
     def observe(self, now_s: float, choices: Choices = _FIRST, headers: Headers = no_headers) -> Observation:
         """What this rank brings to the tick: its free memory, and the requests about which something has changed
         (at most ``rows_max``; none if it is the only rank)."""
         self._refresh()
-        if now_s >= self._due_s:
+        self._look()
+        self._timer_due = now_s >= self._due_s
+        if self._timer_due:
             for number in self.columns.rooms(self.columns.overdue(now_s)):
                 self.rooms[number].failure = self._overdue(self.rooms[number], now_s)
                 self._touch(number)
             self._refresh()
+            self._look()
         self._offered = self.ledger.offer(choices) if self._wanted else 0
         return Observation(self.config.rank, tuple(self._news()), self._offered, self.free_result_tokens)
 
@@ -280,11 +335,13 @@ class ColumnReceiver(Receiver):
         """Act on what ``agree`` found."""
         out = self._out = []
         order = "order" if self.ranks == 1 else "room"
-        for number in self.columns.rooms(self.columns.to_decide(), order):
-            room = self.rooms[number]
-            self._guarded(room, self._advance, room, self._seen(room), now_s)
-            self._touch(number)
-        self._refresh()
+        if self._decided != self._version:
+            self._decided = self._version
+            for number in self.columns.rooms(self.columns.to_decide(), order):
+                room = self.rooms[number]
+                self._guarded(room, self._advance, room, self._seen(room), now_s)
+                self._touch(number)
+            self._refresh()
         self._walk_columns(agreed, now_s, choices, order)
         self._offered = 0
         self._timers(now_s)
@@ -363,12 +420,15 @@ class ColumnReceiver(Receiver):
 
     def _timers(self, now_s: float) -> None:
         timing = self.config.timing
-        due = self.columns.rooms(self.columns.to_resend(now_s), "order") if now_s >= self._due_s else []
+        if self._few:
+            due = [n for n, room in self.rooms.items() if room.pending is not None and now_s >= room.resend_at]
+        else:
+            due = self.columns.rooms(self.columns.to_resend(now_s), "order") if self._timer_due else []
         for number in due:
             room = self.rooms[number]
             room.resend_at = now_s + timing.resend_s
             self._out.append(Send(cast(Message, room.pending), resend=True))  # else its row would say "never"
-            self._touch(number)
+            self._changed[number] = None  # its row, though nobody has heard anything
         aborting: list[tuple[_Key, Abort]] = []
         for key in self._wakes.due(now_s):
             tombstone = self.tombstones[key]
@@ -394,10 +454,14 @@ class ColumnReceiver(Receiver):
     def next_timer_s(self) -> float | None:
         """When a tick may have something to do though nothing is received; ``None`` if never. It may be too early,
         never too late: 0, that is at once, if something is known that no tick has looked at."""
+        if self._few:
+            when_s = 0.0 if self._heard else self._next_few_s()
+            return when_s if when_s < NEVER else None
         if self._changed or self._untold:
             return 0.0
         times = [time for time in (self._wakes.next_s(),) if time is not None]
         times += [self.heartbeat_at] if self.config.timing.heartbeat_s else []
+        self._look()
         times += [self._due_s] if self._due_s < NEVER else []
         return min(times, default=None)
 

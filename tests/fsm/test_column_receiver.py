@@ -89,8 +89,13 @@ def test_a_tick_with_nothing_new_is_one_call_of_the_kernel_and_looks_at_nobody(
 
     monkeypatch.setattr(columns.kernel, "verdict", counted)
     assert who.tick(1) == []
+    assert len(calls) <= 1 and looked_at == []
+    calls.clear()
+    assert who.tick(1) == [] and calls == [], "nothing was written since"
+    who.receive(status(0, 4, 4, room=7, epoch=who.rooms[7].epoch), 1)
+    who.tick(1)
     assert calls == [100], "one call, for the whole queue"
-    assert looked_at == []
+    assert looked_at == [7]
 
 
 def test_only_what_changed_is_looked_at(looked_at: list[int]) -> None:
