@@ -39,8 +39,7 @@ from gpu_backend.transports.base import LinkLost, SenderTransport, Sent, WriteFa
 from gpu_backend.worker import Ending, Progress, SenderControl, Worker, check_room, check_tokens, log, new_boot_id
 
 CLOSE_LINGER_S: Final = 0.5
-"""So long ``close`` waits for the last control messages to leave this process, such as the STATUS of a last write. To a
-peer that is gone, or takes nothing, they are lost then; its own deadlines tell it."""
+"""So long ``close`` waits for the last control messages to leave, such as the STATUS of a last write."""
 
 Fill = Callable[[list[SourceView]], None]
 """Makes a payload in place: is given views over the source blocks, one for each run of adjacent ones."""
@@ -293,7 +292,6 @@ class SenderWorker(Worker):
 
     def close(self) -> None:
         """Abort what is left, tell the receivers, and give everything back; the second call does nothing.
-
         Waits for writes that cannot be stopped, and at most ``CLOSE_LINGER_S`` for the last messages to leave.
         """
         if self._closed:

@@ -262,6 +262,14 @@ def test_a_configuration_that_is_wrong_is_refused(tmp_path: Path) -> None:
     path.write_text("[layout]\ndim = 0\n")
     refused(resumark("worker", "receiver", "--config", str(path)), "layout.dim: got 0")
     refused(resumark("worker", "sender", "--config", str(tmp_path / "none.toml")), "cannot be read")
+    path.write_text(
+        "layout.dim = 8\ncontrol.address = 'tcp://127.0.0.1:9'\n"
+        "results.tokens = 1000\nlimits.total_tokens_max = 501\n"
+    )
+    early = resumark("worker", "receiver", "--config", str(path), "--tokens", "5", "--early", "4")
+    refused(early, "--early 4: no early grant can be made: expected results.tokens (1000) of at least twice")
+    assert (ROOT / "docs" / "workers.md").is_file()
+    assert "docs/workers.md lists the keys" in " ".join(resumark("worker", "sender", "--help").out.split())
 
 
 # --- torchrun -------------------------------------------------------------------------------------------
