@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from fsm import columns
+from fsm import column_receiver, columns
 from fsm.allocators import make_allocator
 from fsm.blocks import BlockLedger
 from fsm.column_receiver import ColumnReceiver
@@ -41,6 +41,12 @@ from tests.fsm.kit import (
     sent,
     status,
 )  # fmt: skip
+
+
+@pytest.fixture(autouse=True, params=[0, 24], ids=["rows", "one by one"])
+def few(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few requests are looked at one by one, many by their rows; here a few by their rows as well."""
+    monkeypatch.setattr(column_receiver, "FEW", request.param)
 
 
 def fast(blocks: int = 8, *, boot_id: int = BOOT, ranks: int = 1, rows_max: int = 512, **config: Any) -> ColumnReceiver:
