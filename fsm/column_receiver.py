@@ -470,6 +470,7 @@ class ColumnReceiver(Receiver):
         super().load(saved, now_s)
         self.columns, self._submitted = Columns(), 0
         self._changed, self._untold, self._walked = {}, {}, None
+        self._looked = self._decided = -1
         self._wakes.clear()
         for room in self.rooms:
             self._take_up(room)

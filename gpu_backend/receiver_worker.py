@@ -213,6 +213,7 @@ class ReceiverWorker(DeliveringWorker):
             rooms=len(self._requests), waiting=len(self.receiver.waiting),
             blocks={str(state): count for state, count in self.ledger.counts().items()},
             free_result_tokens=self.receiver.free_result_tokens, under_way=len(self._copies),
+            rank_is_lost=self.rank_is_lost,
             transport=dict(self.transport.counts),
         )  # fmt: skip
 

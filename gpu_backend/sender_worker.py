@@ -36,10 +36,17 @@ from gpu_backend.pool import Payload, SourcePool, SourceView
 from gpu_backend.process import ProcessIdentity
 from gpu_backend.transports import make_sender
 from gpu_backend.transports.base import LinkLost, SenderTransport, Sent, WriteFailed, WriteKey, WriteOrder
-from gpu_backend.worker import Ending, Progress, SenderControl, Worker, check_room, check_tokens, log, new_boot_id
-
-CLOSE_LINGER_S: Final = 0.5
-"""So long ``close`` waits for the last control messages to leave, such as the STATUS of a last write."""
+from gpu_backend.worker import (
+    CLOSE_LINGER_S,
+    Ending,
+    Progress,
+    SenderControl,
+    Worker,
+    check_room,
+    check_tokens,
+    log,
+    new_boot_id,
+)  # fmt: skip
 
 Fill = Callable[[list[SourceView]], None]
 """Makes a payload in place: is given views over the source blocks, one for each run of adjacent ones."""

@@ -21,7 +21,6 @@ import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
 from types import TracebackType
 from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
@@ -39,6 +38,9 @@ log = logging.getLogger(__name__)
 BOOT_ID_SHIFT: Final = 10
 """Boot ids count units of 1024 ns since 1970: below 2**53 until the year 2262, so that they are exact in JSON and as
 floating point too."""
+
+CLOSE_LINGER_S: Final = 0.5
+"""So long the sender's ``close`` waits for the last control messages to leave, such as the STATUS of a last write."""
 
 REMEMBERED_MAX: Final = 65_536
 """So many requests that ended can still be asked for their state."""
@@ -211,10 +213,7 @@ class Worker:
         """
         self._check_usable("show_metrics")
         if self._unmetered is None:
-            self._unmetered = register_metrics(self._stats_shown, registry)
-
-    def _stats_shown(self) -> Stats:
-        return replace(self.stats(), rank_is_lost=self.rank_is_lost)
+            self._unmetered = register_metrics(self.stats, registry)
 
     def _close_watching(self) -> None:
         if self._unmetered is not None:

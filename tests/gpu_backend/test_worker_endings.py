@@ -13,10 +13,10 @@ from fsm.states import BlockState, State
 from gpu_backend.config import LimitConfig
 from gpu_backend.process import ProcessIdentity
 from gpu_backend.receiver_worker import ReceiverWorker
-from gpu_backend.sender_worker import CLOSE_LINGER_S, SenderWorker
+from gpu_backend.sender_worker import SenderWorker
 from gpu_backend.transports.base import Broken, LinkLost
 from gpu_backend.transports.in_process import Fabric
-from gpu_backend.worker import new_boot_id
+from gpu_backend.worker import CLOSE_LINGER_S, new_boot_id
 from tests.gpu_backend.kit_wire import ClientEnd, ServerEnd, Wire
 from tests.gpu_backend.kit_workers import (
     Clock,
