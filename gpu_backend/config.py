@@ -12,7 +12,6 @@ is an error, so the other side's file may not have it.
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 import sys
@@ -27,6 +26,9 @@ from fsm.allocators import ALLOCATORS
 from fsm.errors import LocalError
 from fsm.messages import SIZE_MAX
 from fsm.timing import Timing
+from gpu_backend.transports import AUTO, MODULES
+from gpu_backend.transports.options import problems_with
+from gpu_backend.wording import advice, expected, meaning, shown
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -325,8 +327,8 @@ def reference(kind: type[Section]) -> str:
         if _mark(hint, "file_of") not in ("", _side(kind)):
             continue
         must = field.required or _mark(hint, "required_by") == _side(kind)
-        default = "(must be given)" if must else f"`{_shown(_default(field))}`"
-        lines.append(f"| `{path}` | {_expected(hint)} | {default} | {_meaning(hint)} |")
+        default = "(must be given)" if must else f"`{shown(_default(field))}`"
+        lines.append(f"| `{path}` | {expected(hint)} | {default} | {meaning(hint)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -341,17 +343,17 @@ def _read_section(kind: type[Section], data: Any, path: str, problems: list[str]
     """What can be read; faults are added to ``problems``, so that all of them are told at once."""
     prefix = f"{path}." if path else ""
     if not isinstance(data, Mapping):
-        problems.append(f"{path}: got {_shown(data)}, expected a section with keys")
+        problems.append(f"{path}: got {shown(data)}, expected a section with keys")
         return {}
     hints = get_type_hints(kind, include_extras=True)
     values: dict[str, Any] = {}
     for key, given in data.items():
         hint = hints.get(key)
         if hint is None:
-            problems.append(f"{prefix}{key}: unknown key, {_hint(str(key), _places(kind, str(key)), hints)}")
+            problems.append(f"{prefix}{key}: unknown key, {advice(str(key), _places(kind, str(key)), hints)}")
         elif _mark(hint, "file_of") not in ("", side):
             problems.append(
-                f"{prefix}{key}: got {_shown(given)}, expected no such key in a {side}'s file: "
+                f"{prefix}{key}: got {shown(given)}, expected no such key in a {side}'s file: "
                 f"only a {_mark(hint, 'file_of')} reads it"
             )
         elif _is_section(hint):
@@ -364,13 +366,13 @@ def _read_section(kind: type[Section], data: Any, path: str, problems: list[str]
                 if isinstance(given, dict) and get_origin(get_args(hint)[0]) is not dict:
                     raise msgspec.ValidationError
             except msgspec.ValidationError:
-                problems.append(f"{prefix}{key}: got {_shown(given)}, expected {_expected(hint)}")
+                problems.append(f"{prefix}{key}: got {shown(given)}, expected {expected(hint)}")
     for key in _missing(kind, data):
         if _is_section(hints[key]):
             inner_keys = ", ".join(f"{key}.{name}" for name in _missing(hints[key], {}))
             problems.append(f"{prefix}{key}: missing, expected a section [{key}] with {inner_keys}")
         else:
-            problems.append(f"{prefix}{key}: missing, expected {_expected(hints[key])}: {_meaning(hints[key])}")
+            problems.append(f"{prefix}{key}: missing, expected {expected(hints[key])}: {meaning(hints[key])}")
     return values
 
 
@@ -421,9 +423,9 @@ def _check_together(config: ReceiverWorkerConfig | SenderWorkerConfig, problems:
             "a tombstone must outlive every resend that it answers"
         )
     if not re.fullmatch(r"cpu|cuda(:\d+)?", pool.device):
-        problems.append(f'pool.device: got {_shown(pool.device)}, expected "cpu", "cuda" or "cuda:N"')
+        problems.append(f'pool.device: got {shown(pool.device)}, expected "cpu", "cuda" or "cuda:N"')
     if pool.allocator not in ALLOCATORS:
-        problems.append(f"pool.allocator: got {_shown(pool.allocator)}, {_hint(pool.allocator, [], ALLOCATORS)}")
+        problems.append(f"pool.allocator: got {shown(pool.allocator)}, {advice(pool.allocator, [], ALLOCATORS)}")
     _check_transport(config, problems)
     if receiver and ranks.receivers > 1 and not ranks.store:
         problems.append(
@@ -432,7 +434,7 @@ def _check_together(config: ReceiverWorkerConfig | SenderWorkerConfig, problems:
     address = config.control.address
     if receiver and (not address or address.endswith(":0")):
         default = ControlConfig().address
-        given = "missing" if address in ("", default) else f"got {_shown(address)}"
+        given = "missing" if address in ("", default) else f"got {shown(address)}"
         problems.append(
             f"control.address: {given}, expected the address at which the sender listens (it prints it when it starts)"
         )
@@ -440,12 +442,9 @@ def _check_together(config: ReceiverWorkerConfig | SenderWorkerConfig, problems:
 
 def _check_transport(config: ReceiverWorkerConfig | SenderWorkerConfig, problems: list[str]) -> None:
     """Its name, and its options by name and type. ``auto``: those of all that it chooses from."""
-    from gpu_backend.transports import AUTO, MODULES
-    from gpu_backend.transports.options import problems_with
-
     name, options = config.transport.name, config.transport.options
     if name != "auto" and name not in MODULES:
-        problems.append(f"transport.name: got {_shown(name)}, {_hint(name, [], ['auto', *MODULES])}")
+        problems.append(f"transport.name: got {shown(name)}, {advice(name, [], ['auto', *MODULES])}")
         return
     names = AUTO.get(config.pool.device.partition(":")[0], ()) if name == "auto" else (name,)
     problems += [f"transport.options.{problem}" for problem in problems_with(names, options)] if names else []
@@ -478,58 +477,6 @@ def _places(kind: type[Section], given: str) -> list[str]:
             if path.split(".")[-1] == given and path not in places:
                 places.append(path)
     return places
-
-
-def _hint(given: str, places: list[str], known: Collection[str]) -> str:
-    if places:
-        return f"but there is {' and '.join(places)}"
-    close = difflib.get_close_matches(given, sorted(known), n=1)
-    listed = f"expected one of {', '.join(known)}"
-    return f"did you mean '{close[0]}'? ({listed})" if close else listed
-
-
-def _shown(value: Any) -> str:
-    """A value as a reader of TOML knows it, cut to a length that fits a line."""
-    if isinstance(value, bool):
-        text = "true" if value else "false"
-    elif isinstance(value, str):
-        text = '"' + value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n") + '"'
-    elif isinstance(value, list | tuple):
-        text = "[" + ", ".join(map(_shown, value)) + "]"
-    elif isinstance(value, Mapping):
-        text = "a section" if value else "{}"
-    else:
-        text = str(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _meaning(hint: Any) -> str:
-    notes = get_args(hint)[1:] if get_origin(hint) is Annotated else ()
-    return next((note.description for note in notes if isinstance(note, Meta) and note.description), "")
-
-
-def _expected(hint: Any) -> str:
-    """A type and its range in words, from the annotation itself."""
-    if get_origin(hint) is Annotated:
-        base, *notes = get_args(hint)
-        meta = [note for note in notes if isinstance(note, Meta)]
-        low = next((note.ge for note in meta if note.ge is not None), None)
-        above = next((note.gt for note in meta if note.gt is not None), None)
-        high = next((note.le for note in meta if note.le is not None), None)
-        if any(note.min_length for note in meta):
-            return "a string that is not empty"
-        if high is None:
-            return _expected(base)
-        start = f"from {low:,}" if above is None else f"above {above:,}, at most"
-        return f"{_expected(base)} {start} to {high:,}" if above is None else f"{_expected(base)} {start} {high:,}"
-    if get_origin(hint) is Literal:
-        return "one of " + ", ".join(_shown(choice) for choice in get_args(hint))
-    if get_origin(hint) is tuple:
-        return f"a list, each item {_expected(get_args(hint)[0])}"
-    if get_origin(hint) is dict:
-        return "a section with keys"
-    words: dict[Any, str] = {bool: "true or false", int: "a whole number", float: "a number", str: "a string"}
-    return words[hint]
 
 
 __all__ = [

@@ -17,11 +17,12 @@ from typing import Final
 
 from fsm.errors import LocalError
 from gpu_backend import transports
-from gpu_backend.config import ReceiverWorkerConfig, SenderWorkerConfig, _expected, reference
+from gpu_backend.config import ReceiverWorkerConfig, SenderWorkerConfig, reference
 from gpu_backend.observe import METRIC_LABELS, METRICS
 from gpu_backend.transports import gloo, ordered, sliced
 from gpu_backend.transports.base import Traits
 from gpu_backend.transports.options import OPTIONS
+from gpu_backend.wording import expected
 from gpu_backend.workload import MIXES, MODELS, QWEN3, QWEN25, prompt_tokens
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -92,7 +93,7 @@ def options_markdown() -> str:
     rows = [
         (
             f"`{option.name}`", ", ".join(f"`{name}`" for name in option.of),
-            "an object" if option.hint is object else _expected(option.hint),
+            "an object" if option.hint is object else expected(option.hint),
             "-" if DEFAULTS[option.name] is None else f"`{_toml(DEFAULTS[option.name])}`", option.meaning,
         )
         for option in OPTIONS

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Final, NamedTuple
 import msgspec
 from msgspec import Meta
 
-from gpu_backend.config import _expected, _hint, _shown
+from gpu_backend.wording import advice, expected, shown
 
 Whole = Annotated[int, Meta(ge=1, le=1 << 40)]
 Duration = Annotated[float, Meta(gt=0.0, le=1e9)]
@@ -69,12 +69,12 @@ def problems_with(transports: Collection[str], options: Mapping[str, Any]) -> li
             if others:
                 problems.append(f"{what}, but of {' and '.join(others)}")
             elif known:
-                problems.append(f"{what}, {_hint(str(name), [], known)}")
+                problems.append(f"{what}, {advice(str(name), [], known)}")
             else:
                 problems.append(f"{what}, which has none")
         elif option.hint is not object:
             try:
                 msgspec.convert(given, option.hint)
             except msgspec.ValidationError:
-                problems.append(f"{name}: got {_shown(given)}, expected {_expected(option.hint)}")
+                problems.append(f"{name}: got {shown(given)}, expected {expected(option.hint)}")
     return problems
