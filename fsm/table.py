@@ -153,6 +153,10 @@ class Table:
             return decision
         raise self._illegal(state, event, decision.guard if decision is not None else "")
 
+    take = next
+    """``next`` under the name by which a :class:`Lifecycle` asks when it moves, so that :mod:`fsm.edges` can count
+    moves and not questions."""
+
     def _illegal(self, state: str, event: str, refused_by: str) -> IllegalEvent:
         legal = tuple(map(plain, self.legal(state)))
         return IllegalEvent(self.name, plain(state), plain(event), legal, refused_by)
@@ -324,7 +328,7 @@ class Lifecycle:
         """
         if facts is None:
             facts = self
-        row = self.table.next(self.state, event, facts)
+        row = self.table.take(self.state, event, facts)
         if not self.machine.events[event].trigger(self, facts):
             raise LocalError(
                 f"{self.table.name}: in state {plain(self.state)} the guards allowed '{row_text(row)}' "
@@ -335,7 +339,7 @@ class Lifecycle:
 
     def fire_flat(self, event: str, facts: Any = None) -> Row:
         """The same through the flat lookup: no hooks, many times faster."""
-        row = self.table.next(self.state, event, self if facts is None else facts)
+        row = self.table.take(self.state, event, self if facts is None else facts)
         self.state = row.target
         steps = self._steps
         steps.append(row)
