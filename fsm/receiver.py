@@ -380,13 +380,17 @@ class Receiver(FactKeeper):
         before = room.grant.blocks if room.grant is not None else ()
         refs = self.ledger.reserve(owner, blocks, choices, self.block_kind)
         self._recycle(refs)
-        if seq == 0:
-            self._move(room, "grant", ReceiverFacts())
-        else:
-            self._move(room, "resume", ReceiverFacts(resume_due=self.rules.detect(room)))
-            room.resumes += 1
-        if room.chunks:
-            self.copy_out(room)
+        try:
+            if seq == 0:
+                self._move(room, "grant", ReceiverFacts())
+            else:
+                self._move(room, "resume", ReceiverFacts(resume_due=self.rules.detect(room)))
+                room.resumes += 1
+            if room.chunks:
+                self.copy_out(room)
+        except Exception:
+            self._free(owner, refs)  # a hook, say, has kept the grant from being sent
+            raise
         self.ledger.grant(owner, refs)
         self.rules.remember(room, before, refs)
         room.next_seq += 1
