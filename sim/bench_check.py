@@ -1,8 +1,11 @@
-"""What exhaustive checking costs: the vector engine beside Spin, on the same model, on one core, in turns.
+"""What exhaustive checking costs: the vector engine beside Spin, on the same models, on one core, in turns.
 
 Time is processor time of the process that searches, so that other work on the machine counts little: of this process
-for the vector engine, of its child for Spin, whose compilation is not counted. Spin asserts nothing; the vector engine
-checks the model's clause on every state as well. Counts must agree, or there is nothing to compare.
+for the vector engine, of its child for Spin, whose compilation is not counted. Counts must agree, or there is nothing
+to compare. Symmetry is off.
+
+Two-phase commit is written by hand for Spin and asserts nothing there, while the vector engine checks its clause on
+every state. The protocol model is written out by :mod:`sim.engines.promela`, and both check all its clauses.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from time import perf_counter, process_time
@@ -17,8 +21,11 @@ from typing import Any, NamedTuple
 
 from fsm.errors import LocalError
 from sim.engines import spin
+from sim.engines.promela import Twin, promela
 from sim.engines.vector import explore
 from sim.engines.vector_result import VectorResult
+from sim.model.form import Model
+from sim.model.protocol_bounded import Bounds, bounded
 from sim.model.two_phase import STATES, two_phase, two_phase_promela
 from sim.render import Figure
 
@@ -28,7 +35,11 @@ LARGE = 10
 """Resource managers of the model that only the vector engine searches."""
 QUICK = 6
 """As many when nothing is to be measured, only seen to work."""
+PROTOCOL = Bounds(ranks=2, size=2, crashes=1)
+"""The protocol model that both search: millions of states."""
+PROTOCOL_QUICK = Bounds(crashes=1)
 ROUNDS = 5
+PROTOCOL_ROUNDS = 3
 QUICK_ROUNDS = 2
 TICK_S = 0.01
 """Processor time of children is counted in steps of that."""
@@ -48,13 +59,18 @@ class Timed(NamedTuple):
 
 def timed(managers: int, **limits: Any) -> Timed:
     """Search two-phase commit. Raises LocalError if what is found is not what is known of it."""
-    model = two_phase(managers)
+    found = _search(two_phase(managers), **limits)
+    if found.result.verdict == "holds" and found.result.states != STATES[managers]:
+        raise LocalError(
+            f"two_phase({managers}): {found.result.states:,} states were found, there are {STATES[managers]:,}"
+        )
+    return found
+
+
+def _search(model: Model, **limits: Any) -> Timed:
     started, cpu = perf_counter(), process_time()
     result = explore(model, **limits)
-    found = Timed(result, process_time() - cpu, perf_counter() - started)
-    if result.verdict == "holds" and result.states != STATES[managers]:
-        raise LocalError(f"{model.name}: {result.states:,} states were found, there are {STATES[managers]:,}")
-    return found
+    return Timed(result, process_time() - cpu, perf_counter() - started)
 
 
 def measure_all(say: Say = None, *, quick: bool = False, large: bool = False) -> dict[str, list[Figure]]:
@@ -68,9 +84,10 @@ def measure_all(say: Say = None, *, quick: bool = False, large: bool = False) ->
     with tempfile.TemporaryDirectory(prefix="resumark-") as folder:
         if quick:
             figures = two_phase_figures(Path(folder), say, managers=QUICK, rounds=QUICK_ROUNDS)
+            figures += protocol_figures(Path(folder), say, bounds=PROTOCOL_QUICK, rounds=QUICK_ROUNDS)
             groups = {title: [figure._replace(target=None, aim=None) for figure in figures]}
         else:
-            groups = {title: two_phase_figures(Path(folder), say)}
+            groups = {title: two_phase_figures(Path(folder), say) + protocol_figures(Path(folder), say)}
     if large:
         groups["a large model, once"] = large_figures(say)
     return groups
@@ -80,38 +97,80 @@ def two_phase_figures(
     folder: Path | None, say: Say = None, *, managers: int = COMPARED, rounds: int | None = None
 ) -> list[Figure]:
     """Both engines in turns. ``folder`` is for Spin's files; without one, or without Spin, there is no comparison."""
-    checker = None
-    if folder is not None and not spin.missing():
-        checker = spin.build(two_phase_promela(managers), folder)
-    mine, theirs = [], []
     rounds = ROUNDS if rounds is None else rounds
-    for number in range(rounds):
-        if say is not None:
-            say(f"two-phase commit with {managers} managers, round {number + 1} of {rounds}")
-        mine.append(timed(managers))
-        if checker is not None:
-            theirs.append(_spin_s(checker, mine[-1].result))
+    twin = Twin(two_phase_promela(managers)) if folder is not None and not spin.missing() else None
+    mine, theirs = _in_turns(
+        lambda: timed(managers), twin, folder, rounds, say, f"two-phase commit with {managers} managers"
+    )
     result = mine[0].result
-    rates = [run.result.states / run.cpu_s for run in mine]
     note = f"{result.states:,} states, {result.transitions:,} transitions, {managers} managers"
     figures = [
-        Figure("two-phase commit, distinct states", median(rates), "/s", 2e6, "more", note),
+        Figure("two-phase commit, distinct states", _rate(mine), "/s", 2e6, "more", note),
         Figure("the same by the clock on the wall", median(result.states / run.wall_s for run in mine), "/s"),
     ]
     if theirs:
-        ratio = median(their_s / run.cpu_s for their_s, run in zip(theirs, mine, strict=True))
         figures += [
             Figure("the same, Spin", result.states / median(theirs), "/s", note="no partial order reduction"),
-            Figure("vector engine over Spin", ratio, "x", 2.0, "more", "median over rounds", aim=5.0),
+            Figure("vector engine over Spin", _ratio(mine, theirs), "x", 2.0, "more", "median over rounds", aim=5.0),
         ]
     return figures
 
 
-def _spin_s(checker: Path, mine: VectorResult) -> float:
-    """Processor time of a run of Spin. Raises LocalError if it counts otherwise."""
+def protocol_figures(
+    folder: Path | None, say: Say = None, *, bounds: Bounds | None = None, rounds: int | None = None
+) -> list[Figure]:
+    """The same of the protocol model, as :func:`two_phase_figures`. Both check every clause in every state."""
+    rounds = PROTOCOL_ROUNDS if rounds is None else rounds
+    model = replace(bounded(PROTOCOL if bounds is None else bounds), symmetry=(), references=())
+    twin = promela(model, clauses=True) if folder is not None and not spin.missing() else None
+    mine, theirs = _in_turns(lambda: _search(model), twin, folder, rounds, say, "protocol model")
+    result = mine[0].result
+    if result.verdict != "holds":
+        raise LocalError(f"the protocol model does not hold: {result.violation}")
+    note = f"{result.states:,} states, {result.transitions:,} transitions, {len(model.clauses)} clauses"
+    figures = [Figure("protocol model, distinct states", _rate(mine), "/s", note=note)]
+    if theirs:
+        figures += [
+            Figure("protocol model, Spin", result.states / median(theirs), "/s", note="with the same clauses"),
+            Figure("protocol model, vector engine over Spin", _ratio(mine, theirs), "x", 2.0, "more",
+                   "median over rounds", aim=5.0),
+        ]  # fmt: skip
+    return figures
+
+
+def _in_turns(
+    search: Callable[[], Timed], twin: Twin | None, folder: Path | None, rounds: int, say: Say, title: str
+) -> tuple[list[Timed], list[float]]:
+    """Both engines, one after the other, so many times: the vector engine's runs, and Spin's seconds of processor time
+    if there is a twin for it."""
+    checker = None
+    if twin is not None and folder is not None:
+        checker = spin.build(twin, folder / f"{len(list(folder.iterdir()))}")
+    mine, theirs = [], []
+    for number in range(rounds):
+        if say is not None:
+            say(f"{title}, round {number + 1} of {rounds}")
+        mine.append(search())
+        if checker is not None:
+            theirs.append(_spin_s(checker, mine[-1].result))
+    return mine, theirs
+
+
+def _rate(mine: list[Timed]) -> float:
+    return median(run.result.states / run.cpu_s for run in mine)
+
+
+def _ratio(mine: list[Timed], theirs: list[float]) -> float:
+    return median(their_s / run.cpu_s for their_s, run in zip(theirs, mine, strict=True))
+
+
+def _spin_s(checker: spin.Checker, mine: VectorResult) -> float:
+    """Processor time of a run of Spin. Raises LocalError if it counts otherwise, or finds a broken clause."""
     before = os.times()
     result = spin.run(checker)
     after = os.times()
+    if result.errors:
+        raise LocalError("Spin finds a broken clause, and the vector engine none")
     if not result.complete or (result.states, result.transitions) != (mine.states, mine.transitions):
         raise LocalError(
             f"Spin counts {result.states:,} states and {result.transitions:,} transitions, the vector engine "

@@ -337,6 +337,7 @@ def test_a_process_of_its_own() -> None:
 def small_bench(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench_check, "QUICK", 4)
     monkeypatch.setattr(bench_check, "QUICK_ROUNDS", 1)
+    monkeypatch.setattr(bench_check, "PROTOCOL_QUICK", Bounds())
     large = bench_check.large_figures
     monkeypatch.setattr(bench_check, "large_figures", lambda say: large(say, managers=4))
 
@@ -362,6 +363,8 @@ def test_bench_check_beside_spin(small_bench: None) -> None:
     figures = {figure["name"]: figure for figure in resumark("bench", "check", "--quick", "--json").data}
     assert figures["the same, Spin"]["value"] > 0
     assert figures["vector engine over Spin"]["unit"] == "x"
+    assert figures["protocol model, Spin"]["value"] > 0
+    assert figures["protocol model, vector engine over Spin"]["target"] is None
 
 
 def test_the_full_measurement_has_targets(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -369,6 +372,10 @@ def test_the_full_measurement_has_targets(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(bench_check, "ROUNDS", 1)
     small = bench_check.two_phase_figures
     monkeypatch.setattr(bench_check, "two_phase_figures", lambda folder, say: small(None, say, managers=3))
+    monkeypatch.setattr(bench_check, "PROTOCOL", Bounds())
+    monkeypatch.setattr(bench_check, "PROTOCOL_ROUNDS", 1)
     data = resumark("bench", "check", "--json").data
     assert data[0]["target"] == 2e6 and data[0]["met"] in (True, False)
+    targets = {figure["name"]: figure["target"] for figure in data}
+    assert spin.missing() or targets["protocol model, vector engine over Spin"] == 2
     assert {figure["group"] for figure in data} == {"exhaustive search of a model, on one core"}
