@@ -69,7 +69,8 @@ SIM_NONDETERMINISM: dict[str, tuple[str, ...]] = {
     "select": (),
     "signal": (),
     "logging": (),
-    "torch": (),
+    # An engine on a device: exact whole numbers, no dice. See also OPTIONAL.
+    "torch": ("sim/engines/torch_device.py",),
 }
 
 # What only an extra installs, and where it may be used: never at the import of a module, so that all else works
@@ -77,6 +78,7 @@ SIM_NONDETERMINISM: dict[str, tuple[str, ...]] = {
 OPTIONAL: dict[str, tuple[str, ...]] = {
     "z3": ("sim/prove/*.py",),
     "numba": ("sim/engines/vector*.py",),
+    "torch": ("sim/engines/torch_device.py",),
 }
 
 
