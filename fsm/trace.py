@@ -58,11 +58,18 @@ class TraceHeader(Struct, frozen=True, tag="header", tag_field="line"):
 
 
 class TraceEnding(Struct, frozen=True, tag="ending", tag_field="line"):
-    """How it ended: the property that was broken and how (empty if none was), and the digest of the run."""
+    """How it ended: the property that was broken and how (empty if none was), and the digest of the run.
+
+    Where a run that never ends was found, the steps of the trace are its stem, and ``endless`` is what follows: the
+    last ``turn`` of these steps repeat for ever. With none to repeat, nothing changes any more. The digest is that of
+    the stem.
+    """
 
     property: str = ""
     text: str = ""
     digest: str = ""
+    endless: tuple[Step, ...] = ()
+    turn: int = 0
 
 
 class Trace(NamedTuple):

@@ -4,10 +4,9 @@ Every action of the world, every fault that a budget still pays for and every an
 state, on the very objects that production runs. The answer is ``exhausted`` only if the search came to its end.
 
 Liveness is judged on the finished graph. A state is *over* when all requests have ended and nothing is under way.
-From every state some state that is over must be reachable without any further fault; under fair scheduling that
-is then where every run gets to. Where it is not, L1 is broken (or L2, if all requests have ended and only something of
-theirs is left). A deadline is a way out only after something was disturbed; before that, its firing is itself a
-violation.
+Every run in which the world's own course is fair must get to one (:mod:`sim.engines.check_live`). If one does not, L1
+is broken (or L2, if all requests have ended and only something of theirs is left), and the trace says what goes on for
+ever. A deadline is a way out only after something was disturbed; before that, its firing is itself a violation.
 """
 
 from __future__ import annotations
@@ -25,6 +24,7 @@ from fsm.invariants import Violation
 from fsm.trace import TRACE_VERSION, Pick, Step, Trace, TraceEnding, TraceHeader
 from sim import actions, zoo
 from sim.choices import Scripted
+from sim.engines.check_live import CourseEdges, Endless, Judgement, group_of, in_words, lost
 from sim.engines.result import Found, Result
 from sim.report import Report
 from sim.scenario import Scenario
@@ -53,8 +53,7 @@ class _Graph:
     keys: list[Key] = field(default_factory=list)
     parents: array[int] = field(default_factory=lambda: array("i"))
     how: list[tuple[Action, tuple[Pick, ...]]] = field(default_factory=list)
-    sources: array[int] = field(default_factory=lambda: array("I"))
-    targets: array[int] = field(default_factory=lambda: array("I"))
+    edges: CourseEdges = field(default_factory=CourseEdges)
     over: list[int] = field(default_factory=list)
     transitions: int = 0
 
@@ -80,13 +79,14 @@ class _Graph:
 @dataclass
 class _Stop:
     """Why a search ended: a violation (in the action ``last``, or in state ``number`` as such), a bound, or its end.
-    ``complete``: every state was expanded."""
+    ``complete``: every state was expanded; ``endless``: what then goes on for ever."""
 
     violation: Violation | None = None
     number: int = 0
     last: tuple[Action, tuple[Pick, ...]] | None = None
     bound: str = ""
     complete: bool = False
+    endless: Endless | None = None
 
 
 def new_world(scenario: Scenario, *, notes: bool = False) -> World:
@@ -232,8 +232,7 @@ class _Search:
                     return _Stop(violation, number, (action, tuple(self.script.picks)))
                 reached, _ = graph.add(space.save(), number, action, tuple(self.script.picks))
                 if position < len(course) and reached != number:
-                    graph.sources.append(number)
-                    graph.targets.append(reached)
+                    graph.edges.add(number, reached, action)
                 more = self.script.advance()
         return None
 
@@ -260,32 +259,15 @@ class _Search:
         return None
 
     def _judge_liveness(self) -> _Stop:
-        """Backward from the states that are over, along edges without faults."""
+        """Whether every fair run gets to a state that is over."""
         graph = self.graph
-        ends = bytearray(len(graph.keys))
-        before: dict[int, list[int]] = {}
-        for source, target in zip(graph.sources, graph.targets, strict=True):
-            before.setdefault(target, []).append(source)
-        stack = list(graph.over)
-        for number in stack:
-            ends[number] = 1
-        while stack:
-            for source in before.get(stack.pop(), ()):
-                if not ends[source]:
-                    ends[source] = 1
-                    stack.append(source)
-        for number, reached in enumerate(ends):
-            if not reached:
-                violation = self._lost(number)
-                if self._broken([violation]):
-                    return _Stop(violation, number, complete=True)
+        judgement = Judgement(len(graph.keys), graph.edges, graph.over)
+        for number, hopeless in judgement.suspects():
+            self.space.load(graph.keys[number])
+            violation = lost(self.world.all_ended(), hopeless)
+            if self._broken([violation]):
+                return _Stop(violation, number, complete=True, endless=judgement.endless(number))
         return _Stop(complete=True)
-
-    def _lost(self, number: int) -> Violation:
-        self.space.load(self.graph.keys[number])
-        if self.world.all_ended():
-            return Violation("L2", "all requests have ended, and from here nothing clears what is left of them")
-        return Violation("L1", "from here no run without further faults ends every request")
 
     # --- traces ---------------------------------------------------------------------------------------
 
@@ -300,6 +282,10 @@ class _Search:
             for violation in world.monitors.violations:
                 if violation.property == stop.violation.property:
                     ending = TraceEnding(violation.property, violation.text, ending.digest)
+        if stop.endless is not None:
+            going_on = self._going_on(steps, stop.endless)
+            text = f"{ending.text}; {in_words(going_on, stop.endless.turn)}"
+            ending = TraceEnding(ending.property, text, ending.digest, tuple(going_on), stop.endless.turn)
         return Found(ending.property, len(steps), ending.text, Trace(self._header(), tuple(steps), ending))
 
     def witness(self) -> Trace:
@@ -322,17 +308,35 @@ class _Search:
         world = new_world(self.scenario)
         steps: list[Step] = []
         for number in numbers:
-            step = self._match(world, steps, self.graph.how[number][0], partial(self._is_at, self.graph.keys[number]))
+            alike = _alike(world, self.graph.how[number][0])
+            step = self._match(world, steps, alike, partial(self._is_at, self.graph.keys[number]))
             steps.append(step)
             world = self._rerun(steps)
         if last is not None:
             properties = self._properties_after(numbers, last)
+            alike = _alike(world, last[0])
             step = self._match(
-                world, steps, last[0], lambda w: [v.property for v in w.monitors.violations] == properties
+                world, steps, alike, lambda w: [v.property for v in w.monitors.violations] == properties
             )
             steps.append(step)
             world = self._rerun(steps)
         return steps, world
+
+    def _going_on(self, before: list[Step], endless: Endless) -> list[Step]:
+        """What goes on for ever, once round, in the world in which the trace has ended."""
+        steps, world = list(before), self._rerun(before)
+        for group, number in endless.steps:
+            fits = partial(self._is_at, self.graph.keys[number])
+            alike = [action for action in actions.enabled(world) if group_of(action) == group]
+            text, script = actions.describe_action(world, alike[0]), Scripted()
+            if len(alike) == 1:  # as a rule there is one way only, and no need to begin anew
+                actions.apply(world, alike[0], script)
+            if len(alike) == 1 and fits(world):
+                steps.append(Step(alike[0], text, tuple(script.picks)))
+            else:
+                steps.append(self._match(self._rerun(steps), steps, alike, fits))
+                world = self._rerun(steps)
+        return steps[len(before) :]
 
     def _properties_after(self, numbers: list[int], last: tuple[Action, tuple[Pick, ...]]) -> list[str]:
         key = self.graph.keys[numbers[-1] if numbers else 0]
@@ -359,11 +363,8 @@ class _Search:
             self.space.dirty()
 
     def _match(
-        self, world: World, steps: list[Step], action: Action, fits: Callable[[World], bool]
+        self, world: World, steps: list[Step], alike: list[Action], fits: Callable[[World], bool]
     ) -> Step:
-        course = actions.enabled(world) + actions.faults(world)
-        alike = [other for other in course if other[0] == action[0]]
-        alike.sort(key=lambda other: other != action)
         for candidate in alike:
             script = Scripted()
             more = True
@@ -376,7 +377,7 @@ class _Search:
                 if fits(trial):
                     return Step(candidate, text, tuple(script.picks))
                 more = script.advance()
-        raise AssertionError(f"step {len(steps) + 1}: no concrete step matches the canonical {action}")
+        raise AssertionError(f"step {len(steps) + 1}: no concrete step matches the canonical one")
 
     def _rerun(self, steps: list[Step]) -> World:
         world = new_world(self.scenario)
@@ -398,6 +399,12 @@ class _Search:
             actions.apply(world, step.action, script)
             report.take(world.events)
         return report.requests()
+
+
+def _alike(world: World, action: Action) -> list[Action]:
+    """The actions of a world of one kind, that very one first."""
+    course = actions.enabled(world) + actions.faults(world)
+    return sorted((other for other in course if other[0] == action[0]), key=lambda other: other != action)
 
 
 def trace_digest(steps: list[Step]) -> str:

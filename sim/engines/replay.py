@@ -6,6 +6,9 @@ just the choices that the trace holds; if the property that the trace names is b
 fit is an error that names the step: a run that is almost the same is never passed off as the same.
 
 The digest covers every event of the run, so it also says that the code behind the steps still does what it did.
+
+Where the trace says what goes on for ever after it, that is run too, and the state at the end of the cycle has to be
+the one at its beginning (but for names: blocks under the adversary allocator, generations, the time of day).
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ from sim.engines.result import RequestReport
 from sim.engines.simulate import RunLog, check_machine, is_over, judge_end, without_notes
 from sim.report import Report
 from sim.scenario import Scenario, scenario_from_mapping
+from sim.state import StateSpace
 from sim.world import World
 
 
@@ -45,6 +49,8 @@ class Replayed:
     violations: tuple[Violation, ...]
     digest: str
     requests: tuple[RequestReport, ...]
+    endless: tuple[ReplayedStep, ...] = ()
+    """What goes on for ever after ``steps``, once round."""
 
 
 def scenario_of(header: TraceHeader) -> Scenario:
@@ -81,7 +87,30 @@ def replay(trace: Trace, *, notes: bool = True) -> Replayed:
             f"after step {len(steps)}: every step fits, but not what happened in them: digest {digest}, "
             f"the trace says {trace.ending.digest}"
         )
-    return Replayed(world, steps, violations, digest, report.requests())
+    requests = report.requests()
+    return Replayed(world, steps, violations, digest, requests, _endless(world, trace))
+
+
+def _endless(world: World, trace: Trace) -> tuple[ReplayedStep, ...]:
+    """Run what goes on for ever, once round, and see that it does."""
+    steps, turn, last = trace.ending.endless, trace.ending.turn, len(trace.steps)
+    if not 0 <= turn <= len(steps):
+        raise LocalError(f"the ending: {turn} steps repeat, of {len(steps)} that follow the trace; expected no more")
+    if not steps:
+        return ()
+    space, done, first = StateSpace(world), [], last + len(steps) - turn
+    before = space.save()
+    for number, step in enumerate(steps, start=last + 1):
+        done.append(_do(world, number, step))
+        space.dirty()
+        if number == first:
+            before = space.save()
+    if turn and space.save() != before:
+        end = last + len(steps)
+        raise LocalError(
+            f"steps {first + 1} to {end} do not repeat: the state after step {end} is not that after step {first}"
+        )
+    return tuple(done)
 
 
 def _steps(world: World, trace: Trace) -> Iterator[ReplayedStep]:
@@ -89,19 +118,24 @@ def _steps(world: World, trace: Trace) -> Iterator[ReplayedStep]:
         broken = _ending(world.monitors.violations, trace)
         if broken:
             raise LocalError(f"step {number - 1}: breaks {_names(broken)}, and the trace goes on")
-        course = actions.enabled(world) + actions.faults(world)
-        if step.action not in course:
-            raise LocalError(f"step {number}: {step.text or step.action} cannot be done here{_nearest(course, step)}")
-        text = actions.describe_action(world, step.action)
-        if step.text and text != step.text:
-            raise LocalError(f"step {number}: {step.action} is '{text}' here, the trace says '{step.text}'")
-        choices = ReplayedChoices(step.picks)
-        try:
-            actions.apply(world, step.action, choices)
-            choices.finish()
-        except LocalError as error:
-            raise LocalError(f"step {number}: {text}: {error}") from error
-        yield ReplayedStep(number, step, world.events)
+        yield _do(world, number, step)
+
+
+def _do(world: World, number: int, step: Step) -> ReplayedStep:
+    """One step, strictly."""
+    course = actions.enabled(world) + actions.faults(world)
+    if step.action not in course:
+        raise LocalError(f"step {number}: {step.text or step.action} cannot be done here{_nearest(course, step)}")
+    text = actions.describe_action(world, step.action)
+    if step.text and text != step.text:
+        raise LocalError(f"step {number}: {step.action} is '{text}' here, the trace says '{step.text}'")
+    choices = ReplayedChoices(step.picks)
+    try:
+        actions.apply(world, step.action, choices)
+        choices.finish()
+    except LocalError as error:
+        raise LocalError(f"step {number}: {text}: {error}") from error
+    return ReplayedStep(number, step, world.events)
 
 
 def _ending(violations: list[Violation], trace: Trace) -> list[Violation]:

@@ -489,8 +489,10 @@ def test_a_region_without_a_way_out_is_l1_though_things_go_on_happening_in_it() 
     scenario = zoo.scenario_for("silent-unknown-room")
     result = check(scenario)
     found = only_one(result, "L1")
-    assert found.text == "from here no run without further faults ends every request"
+    assert found.text.startswith("from here no run without further faults ends every request; 201 steps on, 2 steps repeat")
     assert [step.action[0] for step in found.trace.steps] == ["sender_crash"]
+    ending = found.trace.ending
+    assert [step.text for step in ending.endless[-ending.turn :]] == ["deliver Register to sender 0", "time"]
     assert result.coverage == "exhausted"  # only a whole graph shows that there is no way out
     with_aborts = but(scenario, faults=Faults(sender_crash_max=1, abort_max=1))
     assert only_one(check(with_aborts, only=("L1",)), "L1").step == 1
@@ -509,7 +511,9 @@ def test_what_is_left_after_all_have_ended_is_l2(monkeypatch: pytest.MonkeyPatch
     with monkeypatch.context() as patch:  # an ABORT that is never answered is sent again for ever
         patch.setattr(Sender, "_on_abort", lambda self, message, now_s: None)
         found = only_one(check(scenario, only=("L2",)), "L2")
-        assert found.text == "all requests have ended, and from here nothing clears what is left of them"
+        words, _, goes_on = found.text.partition("; ")
+        assert words == "all requests have ended, and from here nothing clears what is left of them"
+        assert "2 steps repeat for ever: deliver Abort to sender 0; time" in goes_on
     assert check(scenario).verdict == "holds"
 
 
