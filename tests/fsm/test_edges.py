@@ -97,11 +97,12 @@ def test_a_question_is_no_move() -> None:
 def test_nothing_of_the_ledger_is_left_when_it_is_done() -> None:
     table = door()
     plain: dict[str, Any] = {name: vars(BlockLedger)[name] for name in ("_move", "reserve")}
+    block_take = vars(BLOCK_TABLE).get("take")  # there is one if this whole test run is counted
     with pytest.raises(ZeroDivisionError):
         with counting(table, BLOCK_TABLE) as ledger:
             assert "take" in vars(table) and vars(BlockLedger)["_move"] is not plain["_move"]
             raise ZeroDivisionError
-    assert "take" not in vars(table) and "take" not in vars(BLOCK_TABLE)
+    assert "take" not in vars(table) and vars(BLOCK_TABLE).get("take") is block_take
     assert {name: vars(BlockLedger)[name] for name in plain} == plain
     door_of(table).fire_flat("remove", FREE)
     BlockLedger(1, make_allocator("fifo")).reserve(OWNER, 1, FIRST)

@@ -111,6 +111,7 @@ WRITTEN = Table(
 )
 
 
+@pytest.mark.walks_every_row
 @pytest.mark.parametrize(
     "table", [value for value in vars(lifecycle).values() if isinstance(value, Table)], ids=repr
 )
