@@ -77,6 +77,7 @@ SIM_NONDETERMINISM: dict[str, tuple[str, ...]] = {
 # without.
 OPTIONAL: dict[str, tuple[str, ...]] = {
     "z3": ("sim/prove/*.py",),
+    "ray": ("sim/engines/executors.py",),
     "numba": ("sim/engines/vector*.py",),
     "torch": ("sim/engines/torch_device.py",),
 }
