@@ -5,6 +5,9 @@ learns, in one answer, how often each action may be taken, whether a clause is b
 From there on every size is known, and the successors of all actions are made without waiting for the device again: what
 actions set to constants by one ``and`` and one ``or`` for all of them, what they compute by a few calls for each.
 
+On a GPU both steps are a kernel each (`sim.engines.torch_fused`); what is here is what these are held against, and what
+is done where there are none.
+
 What is rare is left to the numpy engine, on the few rows that it is about: which clause is broken, and which value
 leaves its bounds.
 """
@@ -14,6 +17,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from fsm.errors import LocalError
+from sim.engines import torch_fused
 from sim.engines.torch_device import Device, Sizes, Tensor, Tensors
 from sim.engines.torch_plan import Pool, TorchPlan, pool_row_bytes
 from sim.engines.torch_rows import part, size
@@ -24,6 +29,7 @@ from sim.model.form import Action, Field, Model
 from sim.model.symbol import CONST, FIELD, Symbol, Table
 
 _ALL_BITS = (1 << 64) - 1
+COMPARED_CHUNKS = 16
 SEGMENT_CHUNKS = 2
 """Successors are made for so many chunks' rows at once."""
 
@@ -85,7 +91,9 @@ class _Effect:
 class TorchExpander:
     """Makes successors, chunk by chunk, of a model that ``graph`` has read."""
 
-    def __init__(self, device: Device, graph: Graph, *, deadlock: bool, memory_bytes: int | None) -> None:
+    def __init__(
+        self, device: Device, graph: Graph, *, deadlock: bool, memory_bytes: int | None, fused: bool = True
+    ) -> None:
         self.device, self.torch, self.graph = device, device.torch, graph
         model, slots = graph.model, graph.packing.slots
         self.words = graph.packing.words
@@ -105,6 +113,8 @@ class TorchExpander:
         actions = len(self._effects)
         self.sizes: Sizes = device.sizes(self.words, pool_row_bytes(plans) + actions + 9, memory_bytes)
         self._allocate(plans)
+        self.kernels = torch_fused.compiled(device, self._written) if fused else None
+        self._chunks = 0
 
     def _allocate(self, plans: list[TorchPlan]) -> None:
         torch, rows = self.torch, self.sizes.rows
@@ -129,6 +139,13 @@ class TorchExpander:
         """What the registers and the table of truth values take, about."""
         return int(self._table.nbytes + 9 * self.sizes.rows)
 
+    def _written(self) -> tuple[str, str]:
+        """The texts of the kernels that do the same at once."""
+        table, slots = self.graph.table, self.graph.packing.slots
+        clauses = [table.clause(clause) for clause in self.graph.model.clauses]
+        look = torch_fused.look_text(clauses, self._effects, slots, self.words, deadlock=self._deadlock)
+        return look, torch_fused.make_text(self._effects, slots, self.words)
+
     # --- what there is to do ----------------------------------------------------------------------------
 
     def look(self, columns: Tensors) -> Seen:
@@ -136,7 +153,9 @@ class TorchExpander:
         rows, actions = size(columns), len(self._effects)
         table = self._table[: actions * rows].view(actions, rows)
         degree, sound = self._degree[:rows].zero_(), self._sound[:rows].fill_(True)
-        self._evaluate(columns, list(table), degree, sound)
+        self._chunks += 1
+        if self.kernels is None or not self._fused_look(columns, table, degree, sound):
+            self._evaluate(columns, list(table), degree, sound)
         moves = table.view(-1).nonzero().squeeze(1)
         broken = sound.logical_not_()
         if self._deadlock:
@@ -152,6 +171,22 @@ class TorchExpander:
             if effect.counted is None and not self._deadlock:
                 transitions += count
         return Seen(moves, found, transitions, at if at < rows else -1)
+
+    def _fused_look(self, columns: Tensors, table: Tensor, degree: Tensor, sound: Tensor) -> bool:
+        """By the kernel, and on some chunks by torch too; whether that can be done at all."""
+        assert self.kernels is not None
+        try:
+            self.kernels.look(columns, table, degree, sound)
+        except RuntimeError:
+            if self._chunks > 1:
+                raise
+            self.kernels = None  # it could be compiled, but not be launched: all goes on without
+            return False
+        if self._is_compared:
+            mine = [tensor.clone() for tensor in (table, degree, sound)]
+            self._evaluate(columns, list(table), degree.zero_(), sound.fill_(True))
+            self._compare("guards and clauses", mine, [table, degree, sound])
+        return True
 
     def _evaluate(self, columns: Tensors, table: list[Tensor], degree: Tensor, sound: Tensor) -> None:
         """Clauses into ``sound``, guards into ``table``, and those that are to be counted added up in ``degree``."""
@@ -184,8 +219,36 @@ class TorchExpander:
         if end > low:
             yield Segment(first, len(seen.ends), low, end)
 
-    def make(self, columns: Tensors, seen: Seen, segment: Segment, out: Tensors) -> Tensor:
-        """The states after the moves of a segment into ``out``; gives the row that each comes from."""
+    def make(self, columns: Tensors, seen: Seen, segment: Segment, out: Tensors) -> None:
+        """The states after the moves of a segment into ``out``."""
+        if self.kernels is None:
+            self._make(columns, seen, segment, out)
+            return
+        self.kernels.make(columns, seen.moves[segment.low : segment.high], out, self._left)
+        if self._is_compared:
+            mine, left = [column.clone() for column in out], self._left.clone()
+            self._left.zero_()
+            self._make(columns, seen, segment, out)
+            self._compare("updates", [left], [self._left])
+            if not bool(left):  # a value that left its bounds may lie anywhere
+                self._compare("updates", mine, list(out))
+
+    @property
+    def _is_compared(self) -> bool:
+        """Whether this chunk is one of those that are computed both ways: the first, and ever fewer."""
+        return self._chunks <= COMPARED_CHUNKS or not self._chunks & (self._chunks - 1)
+
+    def _compare(self, what: str, mine: list[Tensor], torch_s: list[Tensor]) -> None:
+        if not all(self.torch.equal(one, other) for one, other in zip(mine, torch_s, strict=True)):
+            raise self._differing(what)
+
+    def _differing(self, what: str) -> LocalError:
+        return LocalError(
+            f"model '{self.graph.model.name}' on {self.device.name}: the kernels written for its {what} and torch's "
+            "own operations differ. No answer can be trusted that rests on them; search with fused=False"
+        )
+
+    def _make(self, columns: Tensors, seen: Seen, segment: Segment, out: Tensors) -> None:
         torch, rows = self.torch, size(columns)
         moves = seen.moves[segment.low : segment.high]
         actions = torch.div(moves, rows, rounding_mode="floor")
@@ -203,7 +266,6 @@ class TorchExpander:
             if effect.plan is not None and high > low:
                 here = slice(low - segment.low, high - segment.low)
                 self._compute(effect, tuple(word[here] for word in before), tuple(word[here] for word in out))
-        return at
 
     def _compute(self, effect: _Effect, before: Tensors, out: Tensors) -> None:
         """Put the computed fields of one action into rows in which their bits are 0."""
@@ -214,6 +276,8 @@ class TorchExpander:
                 self._left |= (values < field.low).any()
             if symbol.high > field.high:
                 self._left |= (values > field.high).any()
+            if not slot.bits:
+                continue
             bits.copy_(values)
             if slot.low:
                 bits -= slot.low
@@ -232,4 +296,4 @@ class TorchExpander:
         for low in range(0, size(columns), step):
             for _ in self.graph.expander.expand(part(words, low, low + step)):
                 pass
-        raise AssertionError("a value left its bounds on the device, and not on the processor")
+        raise self._differing("updates")

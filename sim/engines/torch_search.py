@@ -54,19 +54,21 @@ def explore_torch(
     stop: Callable[[], bool] | None = None,
     deadlock: bool = False,
     progress: Progress | None = None,
+    fused: bool = True,
 ) -> VectorResult:
     """Find and check every reachable state of a model with torch on ``device``: ``cpu``, ``cuda`` or ``cuda:N``.
 
     The other arguments and the answer are those of `sim.engines.vector.explore`; ``bounds["device"]`` names the device.
     ``memory_bytes`` bounds what runs and buffers take on it; left out, a GPU's free memory does. ``spill`` is refused:
-    states stay on the device. Raises LocalError as ``explore`` does, and where torch or the device is missing.
+    states stay on the device. ``fused``: on a GPU, with kernels that are written for the model. Raises LocalError as
+    ``explore`` does, and where torch or the device is missing.
     """
     if memory_bytes is not None and memory_bytes <= 0:
         raise LocalError(f"memory_bytes = {memory_bytes}; expected a number of bytes above 0, or None for no limit")
     if spill is not None:
         raise LocalError(f"spill to {spill}: on a device states stay in memory; leave it out, or take the numpy engine")
     found = Device(device)
-    search = TorchSearch(model, found, memory_bytes=memory_bytes, deadlock=deadlock)
+    search = TorchSearch(model, found, memory_bytes=memory_bytes, deadlock=deadlock, fused=fused)
     return search.run(states_max=states_max, stop=stop, progress=progress)
 
 
@@ -74,8 +76,9 @@ class TorchSearch:
     """One search on a device."""
 
     def __init__(
-        self, model: Model, device: Device, *, memory_bytes: int | None = None, deadlock: bool = False
-    ) -> None:
+        self, model: Model, device: Device, *, memory_bytes: int | None = None, deadlock: bool = False,
+        fused: bool = True,
+    ) -> None:  # fmt: skip
         self.device, self.torch = device, device.torch
         packing = Packing(model)
         self.plain = Graph(model, packing, PlainStore(packing.words), deadlock=deadlock, rows_max=PLAIN_ROWS)
@@ -85,7 +88,7 @@ class TorchSearch:
         self.store = Store(device, memory_bytes)
         self.visited = Known(self.torch, self.store)
         self._fresh = Known(self.torch, self.store)
-        self._deadlock = deadlock
+        self._deadlock, self._fused = deadlock, fused
         self._filled = 0
         self._buffer: Tensors = ()
         self._stop: Callable[[], bool] = lambda: False
@@ -115,9 +118,15 @@ class TorchSearch:
             bound = f"memory, as {self.device.name} has no more"
         return self._result(violation, bound, states_max)
 
+    def is_fused(self) -> bool:
+        """Whether the search runs on kernels that were written for the model."""
+        return hasattr(self, "expander") and self.expander.kernels is not None
+
     def _prepare(self) -> None:
         """Buffers, as large as the device allows."""
-        self.expander = TorchExpander(self.device, self.plain, deadlock=self._deadlock, memory_bytes=self.memory_bytes)
+        self.expander = TorchExpander(
+            self.device, self.plain, deadlock=self._deadlock, memory_bytes=self.memory_bytes, fused=self._fused
+        )
         sizes, words = self.expander.sizes, self.plain.packing.words
         if self.memory_bytes is None and self.device.bytes_free is not None:
             self.store.bytes_max = int(FREE_SHARE * self.device.bytes_free) - self.expander.bytes
@@ -247,13 +256,13 @@ class TorchSearch:
             seen = self.expander.look(chunk)
             for segment in self.expander.segments(seen):
                 out = part(self._buffer, 0, segment.high - segment.low)
-                at = self.expander.make(chunk, seen, segment, out)
-                hit = self.torch.ones_like(at, dtype=self.torch.bool)
+                self.expander.make(chunk, seen, segment, out)
+                hit = self.torch.ones_like(out[0], dtype=self.torch.bool)
                 for column, sought in zip(self._canonical(out), row, strict=True):
                     hit &= column == sought
                 hits = hit.nonzero()
                 if len(hits):
-                    which = int(at[hits[0, 0]])
+                    which = int(seen.moves[segment.low + int(hits[0, 0])]) % size(chunk)
                     return tuple(column.clone() for column in part(chunk, which, which + 1))
         raise AssertionError("a state has no predecessor in the level before it")
 
@@ -281,6 +290,7 @@ class TorchSearch:
                 "states_max": states_max,
                 "memory_bytes": self.memory_bytes,
                 "device": self.device.name,
+                "fused": self.is_fused(),
             },
             memory_bytes=self.store.peak,
         )

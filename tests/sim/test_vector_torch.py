@@ -5,10 +5,14 @@ Here a processor stands in for a GPU: the same calls, in the same order. Tests m
 
 from __future__ import annotations
 
+import ctypes
 import inspect
+import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -22,7 +26,7 @@ from fsm import kernel
 from fsm.errors import LocalError
 from fsm.kernel import ARRAY, INT
 from sim import bench_device
-from sim.engines import torch_device, torch_expand, torch_rows, torch_search, torch_words
+from sim.engines import torch_device, torch_expand, torch_fused, torch_nvrtc, torch_rows, torch_search, torch_words
 from sim.engines.torch_device import Device, TorchOps
 from sim.engines.torch_search import TorchSearch, explore_torch
 from sim.engines.torch_words import Unsigned, signed, to_numpy
@@ -67,7 +71,7 @@ def same(model: Model, *, device: str = "cpu", deadlock: bool = False) -> str:
         assert result.violation is not None and numpy_s.violation is not None
         assert result.violation.depth == numpy_s.violation.depth
         check_trace(model, result.violation, deadlock=deadlock)
-    assert {**numpy_s.bounds, "device": result.bounds["device"]} == result.bounds
+    assert numpy_s.bounds.items() <= result.bounds.items()
     return result.verdict
 
 
@@ -86,7 +90,7 @@ def test_managers_are_interchangeable() -> None:
 
 
 @pytest.mark.parametrize(
-    "bounds", [Bounds(1, 1, 1, 2, faults=False), Bounds(1, 1, 2, 1), Bounds(1, 2, 1, 1, faults=False)],
+    "bounds", [Bounds(1, 1, 1, 2, faults=False), Bounds(1, 2, 2, 1, faults=False)],
     ids=lambda b: f"{b.ranks}-{b.blocks}-{b.size}",
 )  # fmt: skip
 def test_the_protocol_has_the_same_states(bounds: Bounds) -> None:
@@ -101,7 +105,6 @@ def test_the_protocol_has_the_same_states(bounds: Bounds) -> None:
     [
         ("no-grant-seq", Bounds(1, 1, 1, 2), "violated"),
         ("free-without-quiescence", Bounds(1, 1, 1, 2), "violated"),
-        ("late-status", Bounds(1, 1, 2, 2, faults=False), "violated"),
         ("max-progress", Bounds(1, 2, 1, 2, faults=False), "violated"),
         ("none", Bounds(1, 1, 2, 2, faults=False), "error"),  # counts without end, and leaves the bounds of a field
     ],
@@ -112,14 +115,14 @@ def test_wrong_versions_break_as_early(name: str, bounds: Bounds, verdict: str) 
 
 
 @given(SEEDS.map(drawn_model), st.booleans())
-@hypothesis_settings(max_examples=60)
+@hypothesis_settings(max_examples=40)
 def test_drawn_models_have_the_same_answer(model: Model, deadlock: bool) -> None:
     if plain_search(model, deadlock=deadlock, states_max=2_000) is not None:
         same(model, deadlock=deadlock)
 
 
 @given(SEEDS.map(drawn_symmetric_model), st.booleans())
-@hypothesis_settings(max_examples=40)
+@hypothesis_settings(max_examples=25)
 def test_symmetric_states_are_counted_once(model: Model, deadlock: bool) -> None:
     if plain_search(model, deadlock=deadlock, states_max=300) is not None:
         same(model, deadlock=deadlock)
@@ -203,6 +206,127 @@ def test_a_symmetry_that_is_none_is_refused() -> None:
     model = Model("tiny", (Field("a", 0, 3), Field("b", 0, 3)), ({},), (only_a,), (), ((("a",), ("b",)),))
     with pytest.raises(LocalError, match=r"exchanging \(a\) and \(b\) changes what may happen"):
         explore_torch(model)
+
+
+# --- kernels written for a model ---------------------------------------------------------------------------
+
+
+class CompiledC:
+    """The text of the kernels, compiled for the processor: in place of what NVRTC makes of it for a GPU."""
+
+    count = 0
+
+    def __init__(self, folder: Path, look: str, make: str) -> None:
+        CompiledC.count += 1
+        source, library = folder / f"kernels{self.count}.c", folder / f"kernels{self.count}.so"
+        source.write_text(torch_fused.C + look + make)
+        command = ["gcc", "-O0", "-Wall", "-Wno-unused", "-Werror", "-shared", "-fPIC", "-fsanitize=undefined"]
+        command += ["-fno-sanitize-recover", "-o", str(library), str(source)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        self.library = ctypes.CDLL(str(library))
+
+    @staticmethod
+    def _call(function: Any, *arguments: Any) -> None:
+        function(*(ctypes.c_int(a) if isinstance(a, int) else ctypes.c_void_p(a.data_ptr()) for a in arguments))
+
+    def look(self, columns: Any, table: Any, degree: Any, sound: Any) -> None:
+        self._call(self.library.look, *columns, table, degree, sound, len(columns[0]))
+
+    def make(self, columns: Any, moves: Any, out: Any, left: Any) -> None:
+        assert all(len(column) == len(moves) for column in out)
+        self._call(self.library.make, *columns, moves, *out, left, len(columns[0]), len(moves))
+
+
+@pytest.fixture
+def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Searches run on the text that is written for a GPU, every chunk of them is computed by torch too."""
+    monkeypatch.setattr(torch_fused, "compiled", lambda device, texts: CompiledC(tmp_path, *texts()))
+    monkeypatch.setattr(torch_expand, "COMPARED_CHUNKS", 1 << 30)
+
+
+NO_GCC = pytest.mark.skipif(shutil.which("gcc") is None, reason="gcc is not installed")
+
+
+@NO_GCC
+@pytest.mark.parametrize("model", [two_phase(4, symmetric=True), counters(3), matrix_model(2, 2)], ids=lambda m: m.name)
+def test_kernels_written_for_a_model_say_the_same(model: Model, written: None) -> None:
+    assert same(model) == "holds"
+    assert explore_torch(model).bounds["fused"] is True
+    assert explore_torch(model, fused=False).bounds["fused"] is False
+
+
+@NO_GCC
+def test_kernels_written_for_the_protocol_say_the_same(written: None) -> None:
+    bounds = Bounds(1, 2, 1, 2, faults=False)
+    assert same(replace(bounded(bounds, variant_named("max-progress").rules()), symmetry=())) == "violated"
+
+
+@NO_GCC
+def test_kernels_written_for_drawn_models_say_the_same(written: None) -> None:
+    """With values that are negative or take an int64, division, a state without an end, and bounds that are left."""
+    verdicts = [
+        same(drawn_model(seed), deadlock=seed % 2 == 0) for seed in range(12) if plain_search(drawn_model(seed))
+    ]
+    assert len(verdicts) > 6 and len(set(verdicts)) > 1
+    fields = (Field("a", -7, 1 << 40), Field("b", -7, 7), Field("c", -3, 3))
+    odd = Action(
+        "odd",
+        lambda o, v: (v.a // 3 + v.b % 5 < 9) & (v.c < 3),
+        lambda o, v: {"a": v.a * v.b - v.c, "b": (v.b - 9) // 2 % 7 - (v.a - 30) % 3, "c": o.minimum(0 - v.c, 2) + 1},
+    )
+    assert same(Model("odd", fields, ({"c": -3},), (odd,))) in ("holds", "error")
+    up = Action("up", lambda o, v: v.c < 3, lambda o, v: {"c": v.c + 2})
+    assert same(Model("leaves", fields, ({"c": 0},), (up,))) == "error"
+
+
+@NO_GCC
+def test_kernels_that_differ_are_found_out(written: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(torch_fused._SIGNS, "add", "-")
+    with pytest.raises(LocalError, match=r"written for its updates and torch's own operations differ"):
+        explore_torch(
+            replace(counters(1), actions=(Action("up", lambda o, v: v.c0 < 3, lambda o, v: {"c0": v.c0 + 1}),))
+        )
+    monkeypatch.setitem(torch_fused._SIGNS, "eq", "!=")
+    with pytest.raises(LocalError, match=r"written for its guards and clauses and torch's own operations differ"):
+        explore_torch(two_phase(2))
+
+
+def test_the_compiler_for_gpus_takes_what_is_written() -> None:
+    """It needs no GPU to compile for one."""
+    try:
+        nvrtc = torch_nvrtc.find_nvrtc(torch)
+    except OSError as error:
+        pytest.skip(f"no NVRTC: {error}")
+    search = TorchSearch(bounded(Bounds(1, 2, 1, 2, faults=False)), Device("cpu"))
+    search._prepare()
+    text = torch_fused.CUDA + "".join(search.expander._written())
+    cubin = torch_nvrtc.compile_cubin(nvrtc, text, "sm_90")
+    assert cubin[:4] == b"\x7fELF" and b"look" in cubin and b"make" in cubin
+    with pytest.raises(RuntimeError, match=r"NVRTC refuses:\n(?s:.)*nonsense"):
+        torch_nvrtc.compile_cubin(nvrtc, text + "nonsense", "sm_90")
+
+
+def test_where_kernels_cannot_be_had_it_goes_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a processor none are asked for. A device is played here, on which this torch can compile nothing."""
+    device = Device("cpu")
+    assert torch_fused.compiled(device, lambda: pytest.fail("written")) is None
+    monkeypatch.setattr(device, "device", torch.device("cuda:0"))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(
+        torch_fused, "find_nvrtc", lambda torch: (_ for _ in ()).throw(OSError("libnvrtc is not found"))
+    )
+    assert torch_fused.compiled(device, lambda: ("", "")) is None
+
+
+def test_where_kernels_cannot_be_launched_it_goes_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken:
+        def look(self, *arguments: Any) -> None:
+            raise RuntimeError("CUDA: 'launch' fails with code 209")
+
+    monkeypatch.setattr(torch_fused, "compiled", lambda device, texts: Broken())
+    assert same(counters(1)) == "holds"
+    assert explore_torch(counters(1)).bounds["fused"] is False
 
 
 # --- what ends it early ------------------------------------------------------------------------------------
