@@ -39,7 +39,7 @@ TABLES: Final = (RECEIVER_TABLE, SENDER_TABLE, BLOCK_TABLE)
 
 SIMULATED: Final = "every-fault"
 SEED: Final = 0
-RUNS: Final = 200
+RUNS: Final = 100
 MACHINE: Final = "transitions"
 """The random runs that are counted."""
 

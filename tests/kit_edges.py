@@ -2,8 +2,8 @@
 
 Each process of pytest counts for itself; with ``-n`` the workers send their counts to the controller, which adds them
 up. Counts of tests by Hypothesis are also kept apart. A test marked ``walks_every_row`` visits all rows because they
-are there, and one marked ``counts_edges`` runs what counts: their hits would hide a row that nothing else takes, so they
-are left out. What a test starts in another process is not seen.
+are there, and one marked ``counts_edges`` runs what counts: their hits would hide a row that nothing else takes, so
+they are left out. What a test starts in another process is not seen.
 """
 
 from __future__ import annotations
