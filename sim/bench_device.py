@@ -12,7 +12,7 @@ from dataclasses import replace
 from time import perf_counter, process_time
 
 from fsm.errors import LocalError
-from sim.bench_check import GIB, Say, Timed
+from sim.bench_check import COMPARED, GIB, LARGE, PROTOCOL, PROTOCOL_QUICK, Say, Timed
 from sim.engines.torch_device import Device
 from sim.engines.torch_search import explore_torch
 from sim.engines.vector import explore
@@ -21,25 +21,29 @@ from sim.model.protocol_bounded import Bounds, bounded
 from sim.model.two_phase import STATES, two_phase
 from sim.render import Figure
 
-MANAGERS = (8, 10)
 QUICK_MANAGERS = 4
-PROTOCOL = Bounds(ranks=2, size=2, crashes=1)
-"""Millions of states, all told apart, of several words."""
-PROTOCOL_QUICK = Bounds()
 AIM_STATES_PER_S = 100e6
 """What one would like of a GPU of the H200 class."""
 
 
-def device_figures(device: str, say: Say = None, *, quick: bool = False) -> list[Figure]:
-    """Figures of a device, each count checked. ``quick``: small models, to see that it works.
+def measure_all(device: str, say: Say = None, *, quick: bool = False, large: bool = False) -> dict[str, list[Figure]]:
+    """Every figure of a device, as one group whose title names it; see :func:`device_figures`."""
+    used = Device(device)
+    return {f"exhaustive search of a model on {used.name}": device_figures(device, say, quick=quick, large=large)}
+
+
+def device_figures(device: str, say: Say = None, *, quick: bool = False, large: bool = False) -> list[Figure]:
+    """Figures of a device, each count checked. ``quick``: small models, to see that it works. ``large``: the largest
+    one on a processor too, where it takes a minute.
 
     Raises LocalError where torch or the device is missing, or a count is wrong.
     """
     used = Device(device)
     figures = []
-    for managers in (QUICK_MANAGERS,) if quick else MANAGERS:
+    sizes = [COMPARED, LARGE] if large or used.is_gpu else [COMPARED]
+    for managers in [QUICK_MANAGERS] if quick else sizes:
         _tell(say, f"two-phase commit with {managers} managers on {used.name}")
-        figures += _two_phase_figures(used, device, managers, aimed=used.name != "cpu" and not quick)
+        figures += _two_phase_figures(used, device, managers, aimed=used.is_gpu and managers == LARGE)
     _tell(say, f"a protocol model on {used.name}, and with numpy")
     figures += _protocol_figures(used, device, PROTOCOL_QUICK if quick else PROTOCOL)
     return figures
@@ -92,7 +96,8 @@ def _protocol_figures(used: Device, device: str, bounds: Bounds) -> list[Figure]
             f"{model.name} on {used.name}: {result.states:,} states and {result.transitions:,} transitions, with numpy "
             f"{numpy_s.states:,} and {numpy_s.transitions:,}"
         )
-    note = f"{result.states:,} states, {result.transitions:,} transitions, {result.bounds['words']} words"
+    how = ", kernels written for it" if result.bounds["fused"] else ""
+    note = f"{result.states:,} states, {result.transitions:,} transitions, {result.bounds['words']} words{how}"
     return [
         Figure("protocol model, distinct states", result.states / found.wall_s, "/s", None, "more", note),
         Figure("the same, time on the wall", found.wall_s, "s"),

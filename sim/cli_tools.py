@@ -85,20 +85,29 @@ def bench_check_command(
     large: Annotated[
         bool, typer.Option("--large", help="Also a model of 61,515,776 states: half a minute or more, and 2 GiB.")
     ] = False,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            "--device", metavar="DEVICE", help="The engine on torch instead: 'cpu', 'cuda' or 'cuda:N'; no Spin.",
+            show_default=False,
+        ),
+    ] = None,
     json: JsonOption = False,
-) -> None:
+) -> None:  # fmt: skip
     """The engine of `explore` beside Spin: the same model, one core, in turns. Without Spin, that engine alone."""
-    from sim import bench, bench_check
+    from sim import bench, bench_check, bench_device
     from sim.engines import spin
 
     with bar("measuring", quiet=json) as shown:
-        groups = bench_check.measure_all(
-            None if shown is None else lambda text: shown.update(text=text), quick=quick, large=large
-        )
+        say = None if shown is None else lambda text: shown.update(text=text)
+        if device is not None:
+            groups = bench_device.measure_all(device, say, quick=quick, large=large)
+        else:
+            groups = bench_check.measure_all(say, quick=quick, large=large)
     if json:
         print_json(bench.as_json(groups))
         return
     render.print_figures(output(), groups)
     missing = spin.missing()
-    if missing:
+    if missing and device is None:
         output().print(f"Not compared with Spin: {missing}.")

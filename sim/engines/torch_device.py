@@ -59,7 +59,8 @@ class Device:
             raise LocalError(f"device '{device}': the engine is written for 'cpu' and 'cuda'; expected one of these")
         self.name = "cpu"
         self.bytes_free: int | None = None
-        if self.device.type == "cuda":
+        self.is_gpu = self.device.type == "cuda"
+        if self.is_gpu:
             self._take_cuda(device)
 
     def _take_cuda(self, device: str) -> None:
@@ -92,7 +93,7 @@ class Device:
 
     def synchronize(self) -> None:
         """Wait until everything that was asked for is done."""
-        if self.device.type == "cuda":
+        if self.is_gpu:
             self.torch.cuda.synchronize(self.device)
 
     def empty(self, rows: int, kind: Any) -> Tensor:

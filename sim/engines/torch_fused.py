@@ -191,7 +191,7 @@ class CudaKernels:
 
 def compiled(device: Device, written: Callable[[], tuple[str, str]]) -> Kernels | None:
     """The kernels ``look`` and ``make`` for a device; None where they cannot be had, as on a processor."""
-    if device.device.type != "cuda":
+    if not device.is_gpu:
         return None
     try:
         return CudaKernels(device, *written())

@@ -47,7 +47,7 @@ class Store:
         self.held = 0
         self.peak = 0
         self.levels: list[Run] = []
-        self.moves_levels = device.device.type != "cpu"
+        self.moves_levels = device.is_gpu
         """Whether levels may go to the host; of a processor that would save nothing."""
 
     def claim(self, count: int) -> None:

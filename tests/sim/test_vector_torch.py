@@ -37,6 +37,7 @@ from sim.model.form import Action, Clause, Field, Fields, Model
 from sim.model.protocol_bounded import Bounds, bounded
 from sim.model.two_phase import STATES, two_phase
 from sim.prove.variants import variant_named
+from tests.sim.cli_kit import resumark
 from tests.sim.model_kit import check_trace, drawn_model, drawn_symmetric_model, matrix_model, plain_search
 
 torch = pytest.importorskip("torch", reason="torch is an extra")
@@ -311,7 +312,7 @@ def test_where_kernels_cannot_be_had_it_goes_without(monkeypatch: pytest.MonkeyP
     """On a processor none are asked for. A device is played here, on which this torch can compile nothing."""
     device = Device("cpu")
     assert torch_fused.compiled(device, lambda: pytest.fail("written")) is None
-    monkeypatch.setattr(device, "device", torch.device("cuda:0"))
+    monkeypatch.setattr(device, "is_gpu", True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr(
         torch_fused, "find_nvrtc", lambda torch: (_ for _ in ()).throw(OSError("libnvrtc is not found"))
@@ -612,10 +613,25 @@ def test_drawn_models_on_a_gpu(model: Model, deadlock: bool) -> None:
 # --- what is measured --------------------------------------------------------------------------------------
 
 
-def test_the_benchmark_measures_and_checks(monkeypatch: pytest.MonkeyPatch) -> None:
-    told: list[str] = []
-    figures = bench_device.device_figures("cpu", told.append, quick=True)
-    assert told and all(figure.value > 0 for figure in figures)
+def test_the_benchmark_measures_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_device, "PROTOCOL_QUICK", Bounds(1, 1, 1, 1, faults=False))
+    done = resumark("bench", "check", "--device", "cpu", "--quick", "--json")
+    assert done.code == 0
+    assert {figure["group"] for figure in done.data} == {"exhaustive search of a model on cpu"}
+    assert all(figure["value"] > 0 and figure["target"] is None for figure in done.data)
+    assert "states" in done.data[0]["note"]
+    refused = resumark("bench", "check", "--device", "gpu7")
+    assert (refused.code, refused.out) == (2, "") and "device 'gpu7'" in refused.err
+
+
+def test_the_benchmark_refuses_wrong_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fast engine that loses states is no engine."""
     monkeypatch.setitem(bench_device.STATES, bench_device.QUICK_MANAGERS, 1)
-    with pytest.raises(LocalError, match="states were found, there are 1"):
+    with pytest.raises(LocalError, match=r"two_phase\(4\) on cpu: 1,568 states were found, there are 1"):
+        bench_device.device_figures("cpu", quick=True)
+    right = bench_device.explore
+    monkeypatch.setattr(bench_device, "QUICK_MANAGERS", 3)
+    monkeypatch.setattr(bench_device, "PROTOCOL_QUICK", Bounds(1, 1, 1, 1, faults=False))
+    monkeypatch.setattr(bench_device, "explore", lambda model: replace(right(model), transitions=1))
+    with pytest.raises(LocalError, match="with numpy .* and 1$"):
         bench_device.device_figures("cpu", quick=True)
