@@ -9,7 +9,7 @@ model, step by step.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, fields
 from math import perm
 from pathlib import Path
 from time import monotonic
@@ -29,7 +29,7 @@ from sim.engines.result import EXIT_HOLDS, EXIT_SAFETY, EXIT_UNKNOWN
 from sim.engines.vector import explore
 from sim.engines.vector_pack import Packing
 from sim.engines.vector_result import ModelViolation, VectorResult
-from sim.model.form import Model, describe
+from sim.model.form import Model, describe, without_symmetry
 from sim.model.protocol_bounded import Bounds, bounded
 from sim.model.protocol_parts import BLOCK_NUMBERS, STATE_NUMBERS
 from sim.model.two_phase import MANAGERS_MAX, two_phase
@@ -226,7 +226,7 @@ def protocol_command(
     _check_size(bounds)
     model = bounded(bounds, chosen.rules())
     if not symmetry:
-        model = replace(model, symmetry=())
+        model = without_symmetry(model)
     arguments = ["protocol", *_size_arguments(bounds)]
     arguments += ["--variant", variant] if variant is not None else []
     if symmetry is (variant is not None):

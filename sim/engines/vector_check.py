@@ -6,14 +6,12 @@ what the state can do, up to symmetry, and every clause must say the same of bot
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fsm.errors import LocalError
 from sim.engines.vector_rows import Columns, Truths, Words, joined, mixed, part, size, without_key
-from sim.engines.vector_symmetry import neighbours
 from sim.model.form import Record, describe
 
 if TYPE_CHECKING:
@@ -32,12 +30,8 @@ def check_symmetry(graph: Graph, level: Run) -> None:
         return
     at = np.linspace(0, len(level) - 1, min(STATES, len(level))).astype(np.intp)
     rows = without_key(tuple(np.asarray(column).take(at) for column in level.columns))
-    exchanges = [
-        (number, records, renaming)
-        for number, group in enumerate(graph.model.symmetry)
-        for records, renaming in zip(pairwise(group), neighbours(group), strict=True)
-    ]
-    exchanged = [tuple(graph.symmetry.renamed(rows, renaming)) for _, _, renaming in exchanges]
+    exchanges = list(graph.symmetry.exchanges())
+    exchanged = [tuple(graph.symmetry.renamed(rows, order)) for _, _, order in exchanges]
     ways, told = _seen(graph, joined([rows, *exchanged]))
     for which, (number, records, _) in enumerate(exchanges, start=1):
         here = slice(which * len(at), (which + 1) * len(at))

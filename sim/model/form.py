@@ -24,7 +24,7 @@ action and of the field. It is no way to end a search.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
 from fsm.errors import LocalError
@@ -90,13 +90,23 @@ class Clause:
     property: str = ""
 
 
+class Reference(NamedTuple):
+    """A field whose value names a record of a symmetry group: ``first`` the first one, ``first + 1`` the next, and so
+    on. Any other value names none. ``group`` is a position in ``Model.symmetry``."""
+
+    field: str
+    group: int
+    first: int
+
+
 @dataclass(frozen=True)
 class Model:
     """A model. Fields that an initial state leaves out start at their lowest value.
 
     ``symmetry`` lists groups of identical records: a group is a tuple of records, a record a tuple of field names in
-    the same order in all of them. Exchanging whole records of a group must map the model onto itself. Groups may
-    overlap only as rows and columns of a matrix do: a field of record i of one group and record j of the other.
+    the same order in all of them. Exchanging whole records of a group, and the values of the ``references`` to them,
+    must map the model onto itself. Two groups may share fields if one lies inside of a record of the other (the blocks
+    of a rank, and ranks), or as rows and columns of a matrix do: a field of record i of one and record j of the other.
     """
 
     name: str
@@ -105,6 +115,7 @@ class Model:
     actions: tuple[Action, ...]
     clauses: tuple[Clause, ...] = ()
     symmetry: tuple[Group, ...] = ()
+    references: tuple[Reference, ...] = ()
 
     def field(self, name: str) -> Field:
         """The field of that name. Raises LocalError if there is none."""
@@ -125,6 +136,11 @@ class Model:
         return tuple(
             {field.name: initial.get(field.name, field.low) for field in self.fields} for initial in self.initial
         )
+
+
+def without_symmetry(model: Model) -> Model:
+    """The same model with all states told apart."""
+    return replace(model, symmetry=(), references=())
 
 
 class Fields:

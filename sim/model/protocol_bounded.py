@@ -17,7 +17,8 @@ from itertools import permutations, product
 from fsm.errors import LocalError
 from fsm.kernel import UNKNOWN, Number
 from sim.model import protocol_receiver as receiver
-from sim.model.form import Action, Field, Model
+from sim.model import protocol_sender as sender
+from sim.model.form import Action, Field, Group, Model, Reference
 from sim.model.protocol import (
     BLOCK_FIELDS,
     BLOCKS,
@@ -37,18 +38,32 @@ from sim.model.protocol import (
     make_action,
     make_clauses,
 )
-from sim.model.protocol_parts import FREE, NONE_SEQ, Part, Step
+from sim.model.protocol_parts import FREE, NOBODY, NONE_SEQ, Part, Step
 from sim.model.protocol_receiver import Place, latest
 from sim.model.protocol_rules import PROTOCOL_RULES, ModelRules
 
-FAULTS = ("abort or NACK", "a deadline passes", "the sender fails", "a write breaks", "a copy fails")
+DEADLINE = "a deadline passes"
+FAULTS = ("abort or NACK", DEADLINE, "the sender fails", "a write breaks", "a copy fails")
 """Actions that ``faults`` switches on: whatever ends a request early."""
+COUNTED = tuple(name for name in FAULTS if name != DEADLINE)
+"""Those that the budget ``aborts`` pays for. A deadline is no fault: without ``faults`` no clock runs."""
+TOGETHER = ("stage", "the sender crashes")
+"""Actions of a sender process that concern all lanes of a request, or all that there are, at once."""
+NOTICED = "own completion"
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """How large. Sizes in tokens or blocks; ``crashes`` of the sender of each request and rank, ``late`` for a
-    transport whose bytes may land after its word, ``early_tokens`` for a grant before the OFFER."""
+    """How large. Sizes in tokens or blocks; ``late`` for a transport whose bytes may land after its word,
+    ``early_tokens`` for a grant before the OFFER.
+
+    Whatever ends a request early (:data:`FAULTS`) may strike as often as can be with ``faults``; without, ``aborts``
+    times in all, in any request at any moment, and no deadline passes. Receiver rank r is served by sender process
+    r mod ``senders``; ``crashes`` times in all one of them crashes, with all its lanes. Messages are always late,
+    doubled and out of order, without a budget. ``notices``: the receiver has completions of its own even where it does
+    not need them (where it needs them, it has them). ``resubmits``: a process that starts after a crash is given the
+    requests again; else it knows none of them, and a request that was not registered yet waits for its deadline.
+    """
 
     rooms: int = 1
     ranks: int = 1
@@ -61,14 +76,20 @@ class Bounds:
     faults: bool = True
     leases: bool = False
     late: bool = False
+    senders: int = 1
+    aborts: int = 0
+    notices: bool = False
+    resubmits: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("rooms", "ranks", "blocks", "size", "block_tokens"):
+        for name in ("rooms", "ranks", "blocks", "size", "block_tokens", "senders"):
             if getattr(self, name) < 1:
                 raise LocalError(f"{name}={getattr(self, name)}: expected at least 1")
-        for name in ("grant_blocks_max", "early_tokens", "crashes"):
+        for name in ("grant_blocks_max", "early_tokens", "crashes", "aborts"):
             if getattr(self, name) < 0:
                 raise LocalError(f"{name}={getattr(self, name)}: expected 0 or more")
+        if self.faults and self.aborts:
+            raise LocalError(f"aborts={self.aborts} with faults=True: there is no end of faults then, and no budget")
 
 
 class Layout:
@@ -88,6 +109,16 @@ class Layout:
             peers=tuple(f"r{room}k{other}" for other in range(bounds.ranks) if other != rank),
             rivals=tuple(f"r{other}k{rank}" for other in range(bounds.rooms) if other != room), folded=False,
         )  # fmt: skip
+
+    @property
+    def served(self) -> list[tuple[Place, ...]]:
+        """For each sender process the requests and ranks that it serves; one without a rank is left out."""
+        senders = self.bounds.senders
+        found = [
+            tuple(place for room in self.rooms for rank, place in enumerate(room) if rank % senders == sender)
+            for sender in range(senders)
+        ]
+        return [places for places in found if places]
 
     def range_of(self, kind: str) -> tuple[int, int]:
         """The bounds of a field of that kind. There are no more grants than tokens, and each frees a block once."""
@@ -131,6 +162,13 @@ class Picked:
         for pool in self._layout.pools[1:]:
             least = self._step.ops.minimum(least, self._free(pool))
         return least
+
+    def offer(self, count: int, grant: receiver.Grant) -> None:
+        """The allocator may offer fewer blocks than are free: just as many as make a grant of ``count``, where all
+        that are free would make another."""
+        ops = self._step.ops
+        fewer = ops.minimum(self.free, ops.where(grant.early, count + 1, count))
+        self._chosen["free"] = ops.where(grant.blocks == count, self.free, fewer)
 
     def _least(self, name: str, start: Number) -> Number:
         for peer in self._peers:
@@ -205,6 +243,9 @@ def bounded(bounds: Bounds, rules: ModelRules = PROTOCOL_RULES) -> Model:
         "landed_required": int(bounds.late), "two_sided": int(bounds.late),
     }  # fmt: skip
     fields += [Field(name, value, value) for name, value in initial.items()]
+    budgets = {"aborts_left": bounds.aborts, "crashes_left": bounds.crashes}
+    fields += [Field(name, 0, count) for name, count in budgets.items()]
+    initial |= budgets
 
     def add(prefix: str, kinds: Mapping[str, tuple[str, int]]) -> None:
         for name, (kind, start) in kinds.items():
@@ -227,28 +268,57 @@ def bounded(bounds: Bounds, rules: ModelRules = PROTOCOL_RULES) -> Model:
         for number in range(bounds.size)
     ]
     blocks = [block for pool in layout.pools for block in pool]
-    actions = [*_room_actions(layout, rules), *_tick_actions(layout, rules)]
+    actions = [*_room_actions(layout, rules), *_sender_actions(layout, rules), *_tick_actions(layout, rules)]
     return Model(
         "protocol-bounded", tuple(fields), tuple(starts), tuple(actions), make_clauses(layout.places, blocks, rules),
-        _symmetry(layout),
+        *_symmetry(layout),
     )  # fmt: skip
 
 
-def _symmetry(layout: Layout) -> tuple[tuple[tuple[str, ...], ...], ...]:
-    """The blocks of one rank may be exchanged, with all that requests have on record of them."""
-    groups = []
+def _symmetry(layout: Layout) -> tuple[tuple[Group, ...], tuple[Reference, ...]]:
+    """What may be exchanged: the blocks of one rank, with all that requests have on record of them; whole ranks, where
+    each has a sender of its own or all have one; whole requests, whose numbers the ledger names as owners."""
+    bounds = layout.bounds
+    groups: list[Group] = []
     for rank, pool in enumerate(layout.pools):
         rooms = [room[rank].room for room in layout.rooms]
-        groups.append(
-            tuple(
-                tuple(
-                    [f"{block}_{name}" for name in BLOCK_FIELDS]
-                    + [f"{room}_{block}_{name}" for room in rooms for name in CLAIM_FIELDS]
-                )
-                for block in pool
-            )
-        )
-    return tuple(group for group in groups if len(group) > 1)
+        groups.append(tuple(tuple(_block_record(block, rooms)) for block in pool))
+    alike = bounds.senders == 1 or bounds.senders >= bounds.ranks
+    if alike and bounds.ranks > 1:
+        groups.append(tuple(tuple(_rank_record(layout, rank)) for rank in range(bounds.ranks)))
+    groups = [group for group in groups if len(group) > 1]
+    references: tuple[Reference, ...] = ()
+    if bounds.rooms > 1:
+        groups.append(tuple(tuple(_request_record(room)) for room in layout.rooms))
+        owners = [f"{block}_owner" for pool in layout.pools for block in pool]
+        references = tuple(Reference(name, len(groups) - 1, NOBODY + 1) for name in owners)
+    return tuple(groups), references
+
+
+def _block_record(block: str, rooms: Sequence[str]) -> Iterator[str]:
+    yield from (f"{block}_{name}" for name in BLOCK_FIELDS)
+    yield from (f"{room}_{block}_{name}" for room in rooms for name in CLAIM_FIELDS)
+
+
+def _place_record(place: Place) -> Iterator[str]:
+    yield from (f"{place.room}_{name}" for name in (*ROOM_FIELDS, *GIVEN))
+
+
+def _rank_record(layout: Layout, rank: int) -> Iterator[str]:
+    """Its pool, and every request on it."""
+    rooms = [room[rank] for room in layout.rooms]
+    for block in layout.pools[rank]:
+        yield from _block_record(block, [place.room for place in rooms])
+    for place in rooms:
+        yield from _place_record(place)
+
+
+def _request_record(places: Sequence[Place]) -> Iterator[str]:
+    """A request on all its ranks, with what it has on record of blocks."""
+    for place in places:
+        yield from _place_record(place)
+        for block in place.blocks:
+            yield from (f"{place.room}_{block}_{name}" for name in CLAIM_FIELDS)
 
 
 def _picks(layout: Layout, entry: Entry) -> Iterator[dict[str, int]]:
@@ -264,26 +334,75 @@ def _room_actions(layout: Layout, rules: ModelRules) -> Iterator[Action]:
     bounds = layout.bounds
     for place in layout.places:
         for entry in ENTRIES:
-            if (entry.name in FAULTS and not bounds.faults) or (entry.name == "lease" and not bounds.leases):
+            if entry.name in TOGETHER or not _allowed(bounds, entry.name):
                 continue
             for chosen in _picks(layout, entry):
                 yield _room_action(layout, rules, place, entry, chosen)
 
 
+def _allowed(bounds: Bounds, name: str) -> bool:
+    if name == "lease":
+        return bounds.leases
+    if name == NOTICED:
+        return bounds.late or bounds.notices
+    if name == DEADLINE and not bounds.faults:
+        return bounds.crashes > 0 and not bounds.resubmits
+    return bounds.faults or name not in FAULTS or (bounds.aborts > 0 and name in COUNTED)
+
+
+def _known(step: Step, room: Part, bounds: Bounds, name: str) -> Number:
+    """Whether a lane's process was given the request; if not, a request that it never registered can but wait."""
+    if bounds.resubmits or not bounds.crashes:
+        return step.view["late"] >= 0
+    if name == "receive REGISTER":
+        return room.s_boot == 1
+    if name == DEADLINE and not bounds.faults:
+        return (room.s_boot > 1) & (room.registered == 0)
+    return step.view["late"] >= 0
+
+
 def _room_action(layout: Layout, rules: ModelRules, place: Place, entry: Entry, chosen: dict[str, int]) -> Action:
-    crashes = entry.name == "the sender crashes"
+    counted = entry.name in COUNTED and not layout.bounds.faults
 
     def guard(step: Step) -> Number:
         allowed = entry.guard(step, place, Picked(step, place, layout, chosen))
-        if crashes:
-            allowed = allowed & (step.part(place.room).s_boot <= layout.bounds.crashes)
-        return allowed
+        allowed = allowed & _known(step, step.part(place.room), layout.bounds, entry.name)
+        return allowed & (step.view["aborts_left"] > 0) if counted else allowed
 
     def draft(step: Step) -> None:
         entry.draft(step, place, Picked(step, place, layout, chosen))
+        if counted:
+            step.changes["aborts_left"] = step.view["aborts_left"] - 1
 
     version = " ".join(f"{name}={value}" for name, value in chosen.items())
     return make_action(f"{place.room}: {entry.name} {version}".strip(), rules, guard, draft, entry.fair)
+
+
+def _sender_actions(layout: Layout, rules: ModelRules) -> Iterator[Action]:
+    """A payload is staged for all ranks that a process serves. A process dies with all its lanes, and another starts."""
+    for number, served in enumerate(layout.served):
+        for room in layout.rooms:
+            lanes = [place for place in room if place in served]
+
+            def stage(step: Step, lanes: Sequence[Place] = lanes) -> None:
+                for place in lanes:
+                    sender.stage(step, place, None)
+
+            def can_stage(step: Step, first: Place = lanes[0]) -> Number:
+                fresh = (step.part(first.room).s_boot == 1) if not layout.bounds.resubmits else step.view["late"] >= 0
+                return sender.can_stage(step, first, None) & fresh
+
+            yield make_action(f"{lanes[0].room}: stage", rules, can_stage, stage, True)
+
+        def crash(step: Step, served: Sequence[Place] = served) -> None:
+            for place in served:
+                sender.crash(step, place, None)
+            step.changes["crashes_left"] = step.view["crashes_left"] - 1
+
+        if layout.bounds.crashes:
+            yield make_action(
+                f"s{number}: the sender crashes", rules, lambda step: step.view["crashes_left"] > 0, crash, False
+            )
 
 
 def _tick_actions(layout: Layout, rules: ModelRules) -> Iterator[Action]:
@@ -302,9 +421,12 @@ def _tick_action(
 ) -> Action:
     def see(step: Step) -> list[tuple[Place, Picked, receiver.Seen]]:
         picked = [Picked(step, place, layout, {}, blocks) for place, blocks in zip(places, taken, strict=True)]
-        return [
+        seen = [
             (place, choice, receiver.observe(step, place, choice)) for place, choice in zip(places, picked, strict=True)
         ]
+        for place, choice, observed in seen if tick.grants else ():
+            choice.offer(len(taken[0]), receiver.work_out_grant(step, place, choice, observed))
+        return seen
 
     def guard(step: Step) -> Number:
         allowed: Number = step.view["late"] >= 0

@@ -364,6 +364,13 @@ def _check_symmetry(model: Model) -> None:
             for name, first in zip(record, group[0], strict=True):
                 if model.field(name)[1:] != model.field(first)[1:]:
                     raise LocalError(f"{where}: '{name}' and '{first}' cannot be exchanged: their bounds differ")
+    for name, group_number, lowest in model.references if model.symmetry else ():
+        field, where = model.field(name), f"model '{model.name}', reference '{name}'"
+        if not 0 <= group_number < len(model.symmetry):
+            raise LocalError(f"{where}: there is no symmetry group {group_number + 1}")
+        highest = lowest + len(model.symmetry[group_number]) - 1
+        if not field.low <= lowest <= highest <= field.high:
+            raise LocalError(f"{where}: the records are {lowest}..{highest}, its values are {field.low}..{field.high}")
 
 
 def _check_agreement(model: Model) -> None:
