@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 Numbers = NDArray[np.int32]
 Truths = NDArray[np.bool_]
 
-BYTES_PER_EDGE = 48
+BYTES_PER_EDGE = 64
 """What judging takes at its peak: the edges, an order of them, and what the search for components makes of them."""
 NOWHERE, START = -1, -2
 

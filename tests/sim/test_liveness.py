@@ -87,6 +87,12 @@ def test_strong_fairness_leaves_what_is_enabled_again_and_again() -> None:
     assert violated([*ROUND, (2, 0, 1)], ["weak", "strong"], [2]) == Lasso((), 0, (0, 1), 2)
 
 
+def test_that_it_is_disabled_now_and_then_is_no_excuse_for_what_is_strongly_fair() -> None:
+    edges = [(0, 1, 0), (1, 0, 0), (0, 2, 1), (2, 0, 0)]
+    assert {edges[edge][2] for edge in violated(edges, ["weak", "strong"], [3]).cycle} == {0, 1}
+    assert violated(edges, ["weak", "weak"], [3]).cycle == (0, 1)
+
+
 def test_without_the_states_that_strong_fairness_takes_away_a_smaller_cycle_is_left() -> None:
     """Round 0-1-2 group 1 is enabled in 0. A run may go round 1-2 only, and leave 0 behind it."""
     edges = [(0, 1, 0), (1, 2, 0), (2, 1, 0), (2, 0, 0), (0, 3, 1)]
