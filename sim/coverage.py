@@ -46,7 +46,7 @@ MACHINE: Final = "transitions"
 STATES_MAX: Final = 20_000
 """The bound of one search; each ends long before it."""
 
-REFUSES: Final = "it refuses, and the protocol never asks for what it refuses"
+REFUSES: Final = "rows that refuse are for what the protocol never asks"
 """Why a row to ``REFUSE`` is left to the tests."""
 
 LEFT_TO_TESTS: Final[Mapping[tuple[str, Edge], str]] = {

@@ -235,7 +235,7 @@ def test_the_tables_fit_and_say_what_was_not_measured(
             found = [line for line in lines if line.startswith(f"{row} ")]
             assert found and all(line.split()[-2:] == ["-", "-"] for line in found), row
     assert done.out.count("\nrefused\n") == 1
-    assert "no run takes  5 rows: it refuses" in done.out and "no run takes  block, Reserved: free" in done.out
+    assert "no run takes  5 rows: rows that refuse" in done.out and "no run takes  block, Reserved: free" in done.out
     suite_file(tmp_path, lambda row: 1234567)
     done = resumark("coverage", "--tests", "hits.json")
     assert done.code == 0 and max(map(len, done.out.splitlines())) <= 100
