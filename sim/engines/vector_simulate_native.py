@@ -310,7 +310,8 @@ class Writer:
         self._restart(over)
         more = b.add(number, self.word(1))
         number.add_incoming(more, b.block)
-        b.cbranch(b.icmp_unsigned("<", more, rounds), loop, done)
+        goes_on = b.icmp_unsigned("!=", self.any_of(self._playing()), self.word(0))
+        b.cbranch(b.and_(goes_on, b.icmp_unsigned("<", more, rounds)), loop, done)
 
     def spread(self, scalar: Any) -> Any:
         """One word in all lanes."""

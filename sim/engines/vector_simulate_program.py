@@ -48,6 +48,7 @@ class Program(NamedTuple):
     over: Node
     counters: tuple[str, ...]
     bits: int
+    nodes: Nodes
 
 
 def _after(view: View, update: Mapping[str, Symbol]) -> View:
@@ -105,7 +106,7 @@ def make_program(schedule: Schedule) -> Program:
     return Program(
         schedule, *_columns(schedule), -(-draws // NIBBLES), tuple(turns),
         tuple((number, node) for number, node in clauses if node is not nodes.true), tuple(bounds), over,
-        tuple(counters), _bits(roots),
+        tuple(counters), _bits(roots), nodes,
     )  # fmt: skip
 
 

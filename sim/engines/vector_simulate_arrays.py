@@ -1,0 +1,335 @@
+"""Lanes as numpy arrays: a column for each field, and everything that a turn does as calls on whole columns.
+
+What many lanes do in a round is worked out for all of them and put where it is done; what few do is worked out for those
+few. Columns are as narrow as they can be. A choice between two numbers is made of bits, ``((a ^ b) & mask) ^ b``, since
+numpy's own takes far longer where it cannot be foreseen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sim.engines import vector_simulate_draws as draws
+from sim.engines.vector_simulate_draws import NIBBLES
+from sim.engines.vector_simulate_nodes import Node, fields_of, parts_of
+from sim.engines.vector_simulate_program import FAULTS_LEFT, LaneTurn, Program
+
+LANES = 1 << 14
+"""Lanes that go side by side: what is computed of them stays in the second level cache."""
+FEWEST = 64
+"""The smallest part of the lanes that is worked out at a time; larger ones grow by doubling."""
+
+_UFUNCS: dict[str, Callable[..., Any]] = {
+    "add": np.add, "sub": np.subtract, "mul": np.multiply, "div": np.floor_divide, "mod": np.remainder,
+    "min": np.minimum, "max": np.maximum, "eq": np.equal, "lt": np.less, "le": np.less_equal,
+    "and": np.logical_and, "or": np.logical_or,
+}  # fmt: skip
+
+Call = tuple[Callable[..., Any], tuple[Any, ...]]
+
+
+class _Op(NamedTuple):
+    """One call: ``op`` of earlier values (their numbers, or nodes that are constants or fields) into register ``out``."""
+
+    op: str
+    args: tuple[Any, ...]
+    out: int
+    truth: bool
+
+
+class Plan:
+    """Nodes as a straight line of calls. ``bind`` puts it on arrays of one length."""
+
+    def __init__(self, roots: Sequence[Node], bits: int) -> None:
+        self.roots = tuple(roots)
+        self.kind: Any = np.int8 if bits == 8 else np.int16
+        self.fields = fields_of(roots)
+        self._ops: list[_Op] = []
+        self._last: dict[Any, int] = {}
+        self._masks: dict[int, Any] = {}
+        self._place: dict[Any, int] = {}
+        self.registers: list[bool] = []
+        self._write()
+
+    def _write(self) -> None:
+        lowered: list[tuple[Any, str, tuple[Any, ...], bool]] = []
+        for node in parts_of(self.roots):
+            if node.op in ("field", "raw", "const"):
+                continue
+            if node.op == "where":
+                lowered += self._choice(node)
+            else:
+                lowered.append((node, node.op, node.args, node.truth))
+        for number, (_, _, args, _) in enumerate(lowered):
+            for arg in args:
+                self._last[arg] = number
+        for root in self.roots:
+            self._last[root] = len(lowered)
+        free: dict[bool, list[int]] = {True: [], False: []}
+        for number, (result, op, args, truth) in enumerate(lowered):
+            if free[truth]:
+                place = free[truth].pop()
+            else:
+                place = len(self.registers)
+                self.registers.append(truth)
+            self._place[result] = place
+            self._ops.append(_Op(op, args, place, truth))
+            for arg in dict.fromkeys(args):
+                if self._last[arg] == number and arg in self._place:
+                    free[self.registers[self._place[arg]]].append(self._place[arg])
+
+    def _choice(self, node: Node) -> list[tuple[Any, str, tuple[Any, ...], bool]]:
+        condition, yes, no = node.args
+        steps: list[tuple[Any, str, tuple[Any, ...], bool]] = []
+        mask = self._masks.get(condition.number)
+        if mask is None:
+            mask = self._masks[condition.number] = ("mask", condition.number)
+            steps.append((mask, "mask", (condition,), False))
+        if no.op == "const" and not no.value:
+            return [*steps, (node, "bits", (yes, mask), False)]
+        differ, chosen = ("differ", node.number), ("chosen", node.number)
+        return [
+            *steps, (differ, "xor", (yes, no), False), (chosen, "bits", (differ, mask), False),
+            (node, "xor", (chosen, no), False),
+        ]  # fmt: skip
+
+    def bind(self, columns: dict[str, NDArray[Any]], length: int) -> Bound:
+        """The calls on these columns, each of that length."""
+        registers = [np.empty(length, np.bool_ if truth else self.kind) for truth in self.registers]
+
+        def source(arg: Any) -> Any:
+            if isinstance(arg, Node) and arg.op == "const":
+                return np.bool_(arg.value) if arg.truth else self.kind(arg.value)
+            if isinstance(arg, Node) and arg.op in ("field", "raw"):
+                return columns[arg.value]
+            return registers[self._place[arg]]
+
+        calls = [self._call(op, [source(arg) for arg in op.args], registers[op.out]) for op in self._ops]
+        return Bound(calls, [source(root) for root in self.roots])
+
+    def _call(self, op: _Op, args: list[Any], out: NDArray[Any]) -> Call:
+        if op.op == "mask":
+            return np.negative, (args[0].view(np.int8), out)
+        if op.op == "num":
+            return np.positive, (args[0].view(np.int8), out)
+        if op.op == "tru":
+            return np.not_equal, (args[0], self.kind(0), out)
+        if op.op == "not":
+            return np.logical_not, (args[0], out)
+        if op.op in ("xor", "bits"):
+            return (np.bitwise_xor if op.op == "xor" else np.bitwise_and), (args[0], args[1], out)
+        return _UFUNCS[op.op], (args[0], args[1], out)
+
+
+class Bound(NamedTuple):
+    """Calls that are ready to be made, and where their results then are."""
+
+    calls: list[Call]
+    results: list[Any]
+
+    def run(self) -> list[Any]:
+        """Make them."""
+        for function, arguments in self.calls:
+            function(*arguments)
+        return self.results
+
+
+class _Part:
+    """What few lanes do: their columns are gathered, worked out and put back."""
+
+    def __init__(self, roots: Sequence[Node], bits: int) -> None:
+        self.plan = Plan(roots, bits)
+        self._sizes: dict[int, tuple[dict[str, NDArray[Any]], Bound]] = {}
+
+    def run(self, columns: dict[str, NDArray[Any]], rows: NDArray[np.intp]) -> list[Any]:
+        """The roots in these rows."""
+        size = FEWEST
+        while size < len(rows):
+            size *= 2
+        found = self._sizes.get(size)
+        if found is None:
+            buffers = {name: np.zeros(size, self.plan.kind) for name in self.plan.fields}
+            found = self._sizes[size] = buffers, self.plan.bind(buffers, size)
+        buffers, bound = found
+        for name, buffer in buffers.items():
+            columns[name].take(rows, out=buffer[: len(rows)], mode="clip")
+        return [value[: len(rows)] if isinstance(value, np.ndarray) else value for value in bound.run()]
+
+
+class _Turn:
+    """One turn, for all lanes or for those that take it."""
+
+    def __init__(self, lanes: Arrays, turn: LaneTurn) -> None:
+        program = lanes.program
+        nodes, bits = program.nodes, program.bits
+        self.turn = turn
+        self.lanes = lanes
+        self.names = [name for name, _ in turn.writes]
+        self.counts = [counter for counter, _ in turn.counts]
+        told = [*(node for _, node in turn.counts), *turn.decision]
+        if turn.rare:
+            self.roots = [node for _, node in turn.writes] + told
+            self.part = _Part(self.roots, bits)
+            self.first = Plan([turn.taken], bits).bind(lanes.columns, lanes.count)
+        else:
+            news = [
+                nodes.where(turn.taken, node, nodes.field(name, *lanes.range_of(name))) for name, node in turn.writes
+            ]
+            self.roots = [turn.taken, *news, *told]
+            self.first = Plan(self.roots, bits).bind(lanes.columns, lanes.count)
+
+    def take(self) -> None:
+        """Do it."""
+        results = self.first.run()
+        taken = results[0]
+        if not taken.any():
+            return
+        lanes, names = self.lanes, self.names
+        rows = np.flatnonzero(taken)
+        lanes.totals[0] += len(rows)
+        if self.turn.rare:
+            results = self.part.run(lanes.columns, rows)
+            for name, value in zip(names, results[: len(names)], strict=True):
+                lanes.columns[name][rows] = value
+            told = results[len(names) :]
+        else:
+            told = [value[rows] if isinstance(value, np.ndarray) else value for value in results[1 + len(names) :]]
+            for name, value in zip(names, results[1 : 1 + len(names)], strict=True):
+                np.copyto(lanes.columns[name], value)
+        for counter, value in zip(self.counts, told, strict=False):
+            lanes.totals[counter] += int(np.count_nonzero(np.broadcast_to(value, len(rows))))
+        if self.turn.decision:
+            lanes.decide(rows, told[len(self.counts) :])
+
+
+class Arrays:
+    """Many lanes, in lock step. The same words come out as from :class:`vector_simulate_native.Native`."""
+
+    def __init__(self, program: Program, count: int = LANES) -> None:
+        self.program, self.count = program, count
+        kind = np.int8 if program.bits == 8 else np.int16
+        names = [*program.columns, *(f"draw{index}" for index in range(program.words * NIBBLES))]
+        memory = np.zeros((len(names), count), kind)
+        self.columns: dict[str, NDArray[Any]] = dict(zip(names, memory, strict=True))
+        self.playing = np.zeros(count, np.bool_)
+        self.numbers = np.zeros(count, np.uint64)
+        self.keys, self.digests, self.ages = (np.zeros(count, np.uint64) for _ in range(3))
+        self._turns = [_Turn(self, turn) for turn in program.turns]
+        judged = program.nodes.true
+        for _, node in (*program.clauses, *program.bounds):
+            judged = program.nodes.both(judged, node)
+        self._end = Plan([judged, program.over], program.bits).bind(self.columns, count)
+        self.totals = [0] * len(program.counters)
+
+    def range_of(self, name: str) -> tuple[int, int]:
+        """The bounds of a column."""
+        field = self.program.schedule.model.field(name)
+        return field.low, field.high
+
+    def start(self, seed: int, runs: int, *, keep: bool = False) -> None:
+        """Begin a batch."""
+        self._key, self._runs_end = draws.seed_key(seed), runs
+        self.digest = self.runs = self.rounds = 0
+        self._next = min(runs, self.count)
+        self.totals[:] = [0] * len(self.totals)
+        self.kept = np.zeros(runs if keep else 1, np.uint64)
+        self._keep = keep
+        self.playing[:] = False
+        for name, value in self.program.columns.items():
+            self.columns[name][:] = value
+        rows = np.arange(self._next)
+        self._begin(rows, rows.astype(np.uint64))
+
+    def _begin(self, rows: NDArray[np.intp], numbers: NDArray[np.uint64]) -> None:
+        program = self.program
+        for name, value in program.columns.items():
+            self.columns[name][rows] = value
+        keys = draws.run_key(self._key, numbers)
+        drawn = draws.head(keys, len(program.schedule.model.initial))
+        for name in program.started:
+            self.columns[name][rows] = drawn.start
+        self.columns[FAULTS_LEFT][rows] = drawn.faults
+        self.keys[rows], self.numbers[rows] = keys, numbers
+        self.digests[rows] = self.ages[rows] = 0
+        self.playing[rows] = True
+
+    def play(self, rounds: int) -> tuple[list[int], list[int]] | None:
+        """Go on for so many rounds, or to the first violation: the runs that broke something, and those that never
+        ended."""
+        for _ in range(rounds):
+            if not self.playing.any():
+                return None
+            found = self._round()
+            if found is not None:
+                return found
+        return None
+
+    def _round(self) -> tuple[list[int], list[int]] | None:
+        self._draw()
+        for turn in self._turns:
+            turn.take()
+        self.ages += self.playing
+        left = self.columns[FAULTS_LEFT]
+        np.subtract(left, left > 0, out=left, casting="unsafe")
+        good, over = self._end.run()
+        playing = self.playing
+        over = over & playing
+        bad = playing & np.logical_not(good)
+        late = playing & (self.ages > np.uint64(self.program.schedule.rounds_max)) & ~over
+        if bad.any() or late.any():
+            return self.numbers[bad].tolist(), self.numbers[late].tolist()
+        if over.any():
+            self._restart(np.flatnonzero(over))
+        return None
+
+    def _draw(self) -> None:
+        words = self.program.words
+        for number in range(words):
+            mixed = draws.word(self.keys, self.ages * np.uint64(words) + np.uint64(number))
+            parts = mixed.astype("<u8", copy=False).view(np.uint8).reshape(-1, 8)
+            for index in range(8):
+                part = parts[:, index]
+                for side, half in enumerate((part & 15, part >> 4)):
+                    np.copyto(self.columns[f"draw{number * NIBBLES + 2 * index + side}"], half, casting="unsafe")
+        if not self.playing.all():
+            for index in range(words * NIBBLES):  # who has no run draws what lets nothing happen
+                self.columns[f"draw{index}"][~self.playing] = 15
+
+    def _restart(self, rows: NDArray[np.intp]) -> None:
+        numbers = self.numbers[rows]
+        self.digest = (self.digest + int(draws.sealed(self.digests[rows], numbers).sum(dtype=np.uint64))) & draws.MASK
+        self.runs += len(rows)
+        self.rounds += int(self.ages[rows].sum())
+        if self._keep:
+            self.kept[numbers.astype(np.intp)] = self.digests[rows]
+        fresh = min(len(rows), self._runs_end - self._next)
+        fresh = max(fresh, 0)
+        self._begin(rows[:fresh], np.arange(self._next, self._next + fresh, dtype=np.uint64))
+        self._next += fresh
+        self.playing[rows[fresh:]] = False
+        for name, value in self.program.columns.items():
+            self.columns[name][rows[fresh:]] = value
+
+    def decide(self, rows: NDArray[np.intp], decision: Sequence[Any]) -> None:
+        """Fold a decision into the digests of these rows."""
+        what = np.broadcast_to(decision[0], len(rows))
+        code = np.zeros(len(rows), np.uint64)
+        for value, shift in zip(decision, (0, 4, 8, 12, 20, 28, 36), strict=True):
+            part = np.asarray(value, np.int64) & 255
+            code |= part.astype(np.uint64) << np.uint64(shift)
+        some = what != 0
+        where = rows[some]
+        self.digests[where] = draws.fold(self.digests[where], code[some])
+
+    def stop_at(self, run: int) -> None:
+        """Go on with the runs before this one only."""
+        self._runs_end = min(self._runs_end, run)
+        self.playing &= self.numbers < np.uint64(run)
+
+    def counts(self) -> dict[str, int]:
+        """The counters."""
+        return dict(zip(self.program.counters, self.totals, strict=True))
