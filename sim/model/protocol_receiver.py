@@ -496,6 +496,11 @@ def can_end_copy(step: Step, place: Place, choice: Choice) -> Number:
     """The copy of a chunk that is being read: the token's, or one of the rest, which is no larger than all of it."""
     room = step.part(place.room)
     begun = (choice.seq >= 0) & (choice.seq <= room.read_seq)
+    if not place.folded:  # all blocks of the rank are known here: a chunk that lies in none of them is gone already
+        lies: Number = room.state < 0
+        for name in place.blocks:
+            lies = lies | ((step.claim(room, name).c_has == 1) & (step.claim(room, name).c_seq == choice.seq))
+        begun = begun & lies
     of_token = (room.t_in == 1) & (choice.seq == room.t_seq) & (choice.tokens == room.t_chunk)
     of_rest = (
         negate((room.t_in == 1) & (choice.seq == room.t_seq)) & (choice.tokens >= 1) & (choice.tokens <= room.rest)

@@ -43,10 +43,10 @@ class Told(Fifo):
 
     def __init__(self) -> None:
         self.blocks: tuple[int, ...] = ()
-        self.offers = False
+        self.offered = 0
 
     def offer(self, free: int, choices: Choices) -> int:
-        return free if self.offers else 0
+        return min(free, self.offered)
 
     def take(
         self, free: tuple[int, ...], count: int, room: int, choices: Choices, kind: Kind | None = None
@@ -225,7 +225,9 @@ class Lockstep:
         self.effects(target.receive(message, 0))
 
     def tick(self, blocks: list[str]) -> None:
-        self.allocator.offers = bool(blocks)
+        # As few as make the grant of the model; an early one leaves a block free.
+        early = self.state[f"{P}_next_seq"] == 0 and self.state[f"{P}_total"] < 0
+        self.allocator.offered = len(blocks) + (1 if blocks and early else 0)
         self.allocator.blocks = tuple(int(name[1:]) for name in blocks)
         agreed = fold((self.receiver.observe(0),), PROTOCOL)
         self.effects(self.receiver.decide(agreed, 0))
