@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from fsm.errors import LocalError
-from fsm.kernel import INT
+from fsm.kernel import INT, UNKNOWN
 from sim.engines import vector_simulate_draws as draws
 from sim.engines.vector_simulate_draws import NIBBLES
 from sim.model.form import Clause, Fields, State, apply, holds
@@ -80,11 +80,11 @@ class _Player:
             for place in range(NIBBLES):
                 self.state[f"draw{index * NIBBLES + place}"] = word >> (4 * place) & 15
         given: dict[int, list[list[int]]] = {}
-        ticking = False
+        ticking = self.early = False
         for turn in self.schedule.turns:
             if ticking and not turn.of_tick:
                 self._tick(given)
-                ticking = False
+                ticking, given = False, {}
             ticking = ticking or turn.of_tick
             if turn.guard(INT, Fields(self.state)):
                 self._take(turn, number, given)
@@ -105,6 +105,8 @@ class _Player:
         self.state = after
         if turn.deed == "tick: grant":
             ordered = blocks_given(numbers, self.schedule.layout.rooms[turn.room])
+            totals = [before[f"{place.room}_total"] for place in self.schedule.layout.rooms[turn.room]]
+            self.early = UNKNOWN in totals
             given[turn.room] = [[int(block.rpartition("b")[2]) for block in blocks] for blocks in ordered]
         elif self.objects is not None and not turn.of_tick and self.broken is None:
             self.objects.do(turn.deed, turn.room, turn.rank, numbers, before)
@@ -130,7 +132,7 @@ class _Player:
 
     def _tick(self, given: dict[int, list[list[int]]]) -> None:
         if self.objects is not None and self.state[self.schedule.tick_draws[0]] < RATES["tick"]:
-            self.objects.tick(given)
+            self.objects.tick(given, early=self.early)
             self._compare()
 
     def _compare(self) -> None:

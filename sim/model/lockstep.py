@@ -63,10 +63,12 @@ class Told(Fifo):
 
     def __init__(self) -> None:
         self.plan: dict[int, tuple[int, ...]] = {}
+        self.spare = 0
+        """What is offered besides: an early grant leaves one block of what there is (R6)."""
 
     def offer(self, free: int, choices: Choices) -> int:
         """As many as will be given."""
-        return sum(len(blocks) for blocks in self.plan.values())
+        return sum(len(blocks) for blocks in self.plan.values()) + self.spare
 
     def take(
         self, free: tuple[int, ...], count: int, room: int, choices: Choices, kind: Kind | None = None
@@ -160,10 +162,11 @@ class Objects:
 
     # --- what is done to them -------------------------------------------------------------------------
 
-    def tick(self, given: Given) -> None:
-        """A tick of all ranks. Raises LocalError if they do not decide alike (I7)."""
+    def tick(self, given: Given, *, early: bool = False) -> None:
+        """A tick of all ranks; ``early`` if what is given is an early grant. Raises LocalError if they do not decide alike (I7)."""
         for rank, allocator in enumerate(self.allocators):
             allocator.plan = {FIRST_ROOM + number: tuple(blocks[rank]) for number, blocks in given.items()}
+            allocator.spare = int(early)
         agreed = fold(tuple(receiver.observe(0) for receiver in self.receivers), PROTOCOL)
         said = [self._heard(rank, receiver.decide(agreed, 0)) for rank, receiver in enumerate(self.receivers)]
         if any(codes != said[0] for codes in said):

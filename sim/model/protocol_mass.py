@@ -55,6 +55,9 @@ EXTRA_PLACE = ("acked", "answered", "told", "o_sent")
 whether the sender's own ABORT was sent; whether an OFFER was."""
 EXTRA_RANK = ("heard", "gone")
 """Of a rank: the newest process of the sender that was heard of, and the newest that was proved to be gone."""
+FAILED_NOW = "failed_now"
+"""Whether a request has failed in this tick. What that frees is given from the next tick on, for an allocator is asked
+before anything is decided."""
 FAULTS_LEFT = "faults_left"
 """Rounds in which faults may still strike."""
 
@@ -232,8 +235,14 @@ class Maker:
             self.lifecycles(number)
         for number in range(self.bounds.rooms):
             self.grant(number)
+        for number in range(self.bounds.rooms):
+            self.starve(number, self.layout.rooms[number][0])
+        if self.bounds.rooms > 1:
+            self.add(
+                "the tick is over", 0, 0, self.layout.places[0], lambda draft: draft.step().read(FAILED_NOW) == 1,
+                lambda draft: draft.put(True, **{FAILED_NOW: 0}), lambda state: [], of_tick=True,
+            )  # fmt: skip
         for number, rank, place in places:
-            self.starve(number, rank, place)
             self.sending(number, rank, place)
             self.receiving(number, rank, place)
             self.ending(number, rank, place)
@@ -369,6 +378,8 @@ class Maker:
             for place, choice, seen in self._see(draft.step(), number):
                 entry.draft(step, place, choice, seen)
             draft.put(True, **step.changes)
+            if what == FAIL and self.bounds.rooms > 1:
+                draft.put(True, **{FAILED_NOW: 1})
 
         def decision(ops: Ops, before: View, after: View) -> Decision:
             handled = after[f"{place.room}_handled"] if what == CHUNK else 0
@@ -395,6 +406,8 @@ class Maker:
         def guard(draft: Draft) -> Number:
             step = draft.step()
             allowed = (step.view[self.tick_draw] < RATES["tick"]) & (step.view[self.offer_draw] < RATES["offer"])
+            if self.bounds.rooms > 1:
+                allowed = allowed & (step.read(FAILED_NOW) == 0)
             for older in range(number):
                 for place in self.layout.rooms[older]:
                     allowed = allowed & negate(receiver.is_due(step, step.part(place.room)))
@@ -440,10 +453,8 @@ class Maker:
             numbers=numbers, counts={"resume": resumes, "same_blocks": same},
         )  # fmt: skip
 
-    def starve(self, number: int, rank: int, place: Place) -> None:
+    def starve(self, number: int, place: Place) -> None:
         """The end of a tick: who holds data and got no blocks waits."""
-        if rank:
-            return
 
         def waits(draft: Draft) -> Number:
             step = draft.step()
@@ -460,7 +471,7 @@ class Maker:
         def atoms(state: Mapping[str, int]) -> list[str]:
             return [atom(one, entry.name, {}) for one in self.layout.rooms[number]] if follows else []
 
-        self.add("waits", number, rank, place, waits, make, atoms, of_tick=True, rare=follows,
+        self.add("waits", number, 0, place, waits, make, atoms, of_tick=True, rare=follows,
                  counts={"starvation": lambda ops, view: view[f"{place.room}_handled"] >= 0})  # fmt: skip
 
     def sending(self, number: int, rank: int, place: Place) -> None:
@@ -851,7 +862,7 @@ def mass_schedule(bounds: Bounds, rules: ModelRules = PROTOCOL_RULES) -> Schedul
     maker.write()
     extra = [Field(f"{place.room}_{name}", 0, 1 + bounds.crashes) for place in maker.layout.places for name in EXTRA_PLACE]
     extra += [Field(f"k{rank}_{name}", 0, 1 + bounds.crashes) for rank in range(bounds.ranks) for name in EXTRA_RANK]
-    extra += [Field(FAULTS_LEFT, 0, 127)]
+    extra += [Field(FAULTS_LEFT, 0, 127), Field(FAILED_NOW, 0, int(bounds.rooms > 1))]
     extra += [Field(f"draw{index}", 0, DRAW_VALUES - 1) for index in range(maker.draws)]
     actions = tuple(Action(turn.name, turn.guard, turn.update, not turn.fault) for turn in maker.turns)
     clauses: tuple[Clause, ...] = model.clauses
