@@ -1,7 +1,7 @@
-"""``resumark explore``: every state of a model, found by the vector engine.
+"""``resumark model``: every state of a model of a given size, found by the vector engine.
 
 A model is no scenario. ``check`` runs the receiver and the sender themselves, in a world that a scenario describes;
-``explore`` searches a text of small integer fields, which is faster by ten times and more. What holds the two together
+``model`` searches a text of small integer fields, which is faster by ten times and more. What holds the two together
 are the kernel's decisions and the tables, which both use, and tests that drive a real receiver and sender beside the
 model, step by step.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields
+from functools import partial
 from math import perm
 from pathlib import Path
 from time import monotonic
@@ -23,9 +24,9 @@ from fsm.errors import LocalError
 from sim import render
 from sim.cli_common import JsonOption, command_line, exit_with, output, print_json, reports_errors
 from sim.cli_prove import print_not_held
-from sim.cli_run import search_progress
 from sim.cli_tools import group
 from sim.engines.result import EXIT_HOLDS, EXIT_SAFETY, EXIT_UNKNOWN
+from sim.engines.torch_search import explore_torch
 from sim.engines.vector import explore
 from sim.engines.vector_pack import Packing
 from sim.engines.vector_result import ModelViolation, VectorResult
@@ -33,10 +34,13 @@ from sim.model.form import Model, describe, without_symmetry
 from sim.model.protocol_bounded import Bounds, bounded
 from sim.model.protocol_parts import BLOCK_NUMBERS, STATE_NUMBERS
 from sim.model.two_phase import MANAGERS_MAX, two_phase
-from sim.progress import bar
+from sim.progress import bar, search_progress
 from sim.prove.variants import variant_named
 
 GIB = 1 << 30
+
+ALIKE = "the names of blocks, ranks and requests"
+"""In what states of the protocol differ that symmetry takes as one."""
 
 GRANTS_MAX = 2_000
 """More ways to deal out blocks than that, each an action of its own, take longer to write down than to search."""
@@ -48,7 +52,7 @@ VERDICTS = {"holds": "holds", "violated": "violated", "bounded": "unknown"}
 HELP = "\n\n".join(
     (
         "Visit every state of a model, a whole level at a time; a broken clause comes with a shortest trace.",
-        "A model is not a scenario. `check` runs the receiver and the sender themselves; `explore` searches a model of "
+        "A model is not a scenario. `check` runs the receiver and the sender themselves; `model` searches a model of "
         "them, which is smaller and much faster, and judges no liveness. Two things hold them together. Both make the "
         "same decisions by the same functions. And tests drive a real receiver and sender beside the model, and "
         "compare their states after each step.",
@@ -94,23 +98,36 @@ SpillOption = Annotated[
         "--spill", metavar="DIR", file_okay=False, help="Beyond --memory, write states there.", show_default=False
     ),
 ]
+DeviceOption = Annotated[
+    str | None,
+    typer.Option(
+        "--device", metavar="DEVICE", help="Search with torch, on cuda or cpu, instead of numpy.", show_default=False
+    ),
+]
 DeadlockOption = Annotated[bool, typer.Option("--deadlock", help="A state without a next step is a violation.")]
 
 
 class Limits(NamedTuple):
-    """What ends a search, and whether a state without successors is a violation."""
+    """What ends a search, whether a state without successors is a violation, and what computes: ``device`` is a device
+    of torch, None stands for numpy."""
 
-    states_max: int | None
-    time_max_s: float | None
-    memory_gib: float | None
-    spill: Path | None
-    deadlock: bool
+    states_max: int | None = None
+    time_max_s: float | None = None
+    memory_gib: float | None = None
+    spill: Path | None = None
+    deadlock: bool = False
+    device: str | None = None
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """The limit of memory in bytes."""
+        return None if self.memory_gib is None else int(self.memory_gib * GIB)
 
     def arguments(self) -> list[str]:
         """The options that ask for the same again."""
         given = {
             "--states-max": self.states_max, "--time-max": self.time_max_s, "--memory": self.memory_gib,
-            "--spill": self.spill,
+            "--spill": self.spill, "--device": self.device,
         }  # fmt: skip
         asked = [part for name, value in given.items() if value is not None for part in (name, _argument(value))]
         return asked + (["--deadlock"] if self.deadlock else [])
@@ -120,6 +137,7 @@ class Asked(NamedTuple):
     """A model to search: its name on the command line, its sizes, and the arguments that choose it again.
 
     ``alike`` says in what states differ that symmetry takes as one; ``legend`` what the numbers of a trace mean.
+    ``facts`` are further lines on what is asked, ``extra`` the same for programs.
     """
 
     name: str
@@ -128,11 +146,27 @@ class Asked(NamedTuple):
     alike: str
     legend: str
     arguments: list[str]
+    command: str = "model"
+    facts: tuple[tuple[str, str], ...] = ()
+    extra: dict[str, Any] = {}  # noqa: RUF012 - of a tuple nothing is ever changed
+
+
+class Told(NamedTuple):
+    """What was found out beyond the clauses: for people, for programs, and as an exit code where the clauses hold."""
+
+    lines: tuple[Text, ...] = ()
+    facts: list[tuple[str, str | Text]] = []  # noqa: RUF012 - of a tuple nothing is ever changed
+    json: dict[str, Any] = {}  # noqa: RUF012 - the same
+    exit_code: int = EXIT_HOLDS
+    no_return: int | None = None
+
+
+More = Callable[[VectorResult, bool], Told]
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this module."""
-    models = group(app, "explore", HELP)
+    models = group(app, "model", HELP)
     models.command("two-phase")(two_phase_command)
     models.command("protocol")(protocol_command)
 
@@ -155,6 +189,7 @@ def two_phase_command(
     memory: MemoryOption = None,
     spill: SpillOption = None,
     deadlock: DeadlockOption = False,
+    device: DeviceOption = None,
     json: JsonOption = False,
 ) -> None:
     """Two-phase commit: does no manager commit while another aborts?
@@ -164,7 +199,7 @@ def two_phase_command(
     arguments = ["two-phase", "--managers", str(managers), *(["--symmetry"] if symmetry else [])]
     model = two_phase(managers, symmetric=symmetry)
     asked = Asked("two-phase", model, {"managers": managers}, "the order of managers", TWO_PHASE_LEGEND, arguments)
-    _explore(asked, Limits(states_max, time_max, memory, spill, deadlock), json)
+    explore_asked(asked, Limits(states_max, time_max, memory, spill, deadlock, device), json)
 
 
 @reports_errors
@@ -182,14 +217,29 @@ def protocol_command(
     early: Annotated[
         int, typer.Option("--early", metavar="N", min=0, max=64, help="Tokens granted before the length is known.")
     ] = 0,
+    senders: Annotated[
+        int, typer.Option("--senders", metavar="N", min=1, max=8, help="Sender processes; rank r has sender r mod N.")
+    ] = 1,
     crashes: Annotated[
-        int, typer.Option("--crashes", metavar="N", min=0, max=8, help="How often each sender may crash.")
+        int, typer.Option("--crashes", metavar="N", min=0, max=8, help="How often a sender crashes, in all.")
+    ] = 0,
+    resubmits: Annotated[
+        bool, typer.Option("--resubmits/--no-resubmits", help="A sender that comes back is given the requests again.")
+    ] = True,
+    aborts: Annotated[
+        int,
+        typer.Option(
+            "--aborts", metavar="N", min=0, max=8, help="With --no-faults: so many faults that end a request, in all."
+        ),
     ] = 0,
     faults: Annotated[
         bool, typer.Option("--faults/--no-faults", help="Whatever ends a request early: aborts, deadlines, failures.")
     ] = True,
     leases: Annotated[bool, typer.Option("--leases", help="Results may be leased instead of copied.")] = False,
     late: Annotated[bool, typer.Option("--late", help="Bytes may land after the word that they did.")] = False,
+    notices: Annotated[
+        bool, typer.Option("--notices", help="The receiver hears of landed bytes by itself, though it need not.")
+    ] = False,
     variant: Annotated[
         str | None,
         typer.Option("--variant", metavar="NAME", help="A version of the zoo instead.", show_default=False),
@@ -198,7 +248,7 @@ def protocol_command(
         bool | None,
         typer.Option(
             "--symmetry/--no-symmetry", show_default="symmetry, without --variant",
-            help="Count states as one that differ in the names of blocks only.",
+            help="Count states as one that differ only in the names of blocks, ranks and requests.",
         ),
     ] = None,
     states_max: StatesMaxOption = None,
@@ -206,6 +256,7 @@ def protocol_command(
     memory: MemoryOption = None,
     spill: SpillOption = None,
     deadlock: DeadlockOption = False,
+    device: DeviceOption = None,
     json: JsonOption = False,
 ) -> None:  # fmt: skip
     """The protocol of this project, at a fixed size: every clause of the invariant that `prove` proves for any size.
@@ -215,15 +266,16 @@ def protocol_command(
     bounds = Bounds(
         rooms=requests, ranks=ranks, blocks=blocks, size=tokens, block_tokens=block_tokens,
         grant_blocks_max=grant_blocks, early_tokens=early, crashes=crashes, faults=faults, leases=leases, late=late,
+        senders=senders, aborts=aborts, notices=notices, resubmits=resubmits,
     )  # fmt: skip
-    limits = Limits(states_max, time_max, memory, spill, deadlock)
+    limits = Limits(states_max, time_max, memory, spill, deadlock, device)
     chosen = variant_named(variant or "watermark")
     if chosen.not_held:
         print_not_held(chosen, json)
         return
     if symmetry is None:
         symmetry = variant is None  # what is wrong with a wrong version may be that blocks are not alike
-    _check_size(bounds)
+    check_size(bounds)
     model = bounded(bounds, chosen.rules())
     if not symmetry:
         model = without_symmetry(model)
@@ -231,12 +283,17 @@ def protocol_command(
     arguments += ["--variant", variant] if variant is not None else []
     if symmetry is (variant is not None):
         arguments.append("--symmetry" if symmetry else "--no-symmetry")
-    sizes = {_NAMES.get(name, name): value for name, value in asdict(bounds).items()} | {"variant": chosen.name}
-    _explore(Asked("protocol", model, sizes, "the names of blocks", PROTOCOL_LEGEND, arguments), limits, json)
+    sizes = size_names(asdict(bounds)) | {"variant": chosen.name}
+    explore_asked(Asked("protocol", model, sizes, ALIKE, PROTOCOL_LEGEND, arguments), limits, json)
 
 
 _NAMES = {"rooms": "requests", "size": "tokens", "grant_blocks_max": "grant_blocks", "early_tokens": "early"}
 """What the fields of :class:`Bounds` are called on the command line, where that differs."""
+
+
+def size_names(sizes: Mapping[str, Any]) -> dict[str, Any]:
+    """Sizes by the names that the command line has for them."""
+    return {_NAMES.get(name, name): value for name, value in sizes.items()}
 
 
 def _size_arguments(bounds: Bounds) -> list[str]:
@@ -251,7 +308,7 @@ def _size_arguments(bounds: Bounds) -> list[str]:
     return found
 
 
-def _check_size(bounds: Bounds) -> None:
+def check_size(bounds: Bounds) -> None:
     """Refuse a size whose actions alone would take for ever to write down."""
     grants = bounds.rooms * sum(perm(bounds.blocks, count) ** bounds.ranks for count in range(1, bounds.blocks + 1))
     if grants > GRANTS_MAX:
@@ -264,24 +321,29 @@ def _check_size(bounds: Bounds) -> None:
 # --- the search ------------------------------------------------------------------------------------------
 
 
-def _explore(asked: Asked, limits: Limits, json: bool) -> None:
-    """Search, print what was found, and end with its exit code."""
+def explore_asked(asked: Asked, limits: Limits, json: bool, more: More | None = None) -> None:
+    """Search, print what was found, and end with its exit code. ``more`` looks on, at what was found."""
     _check_usable(asked.model, limits)
-    command = command_line("explore", *asked.arguments, *limits.arguments())
+    command = command_line(asked.command, *asked.arguments, *limits.arguments())
     console = output()
     if not json:
         _print_options(console, asked)
     with bar("searching", quiet=json) as shown:
         result, elapsed_s = _search(asked.model, limits, search_progress(shown))
     code = EXIT_CODES[result.verdict]
+    told = more(result, json) if more is not None else Told()
+    code = code or told.exit_code
     if json:
-        print_json(_as_json(asked, limits, result, elapsed_s, command, code))
+        found = _as_json(asked, limits, result, elapsed_s, command, code) | asked.extra | told.json
+        print_json(found | {"exit_code": code, "command": command})
     else:
         if result.violation is not None:
-            print_model_trace(console, asked.model, result.violation)
+            print_model_trace(console, asked.model, result.violation, told.no_return)
             console.print(Text(asked.legend, style="dim"))
             console.print()
-        render.print_facts(console, _facts(limits, result, elapsed_s))
+        for line in told.lines:
+            console.print(line, soft_wrap=True)
+        render.print_facts(console, _facts(limits, result, elapsed_s) + told.facts)
         console.print()
         render.print_command(console, command)
     exit_with(code)
@@ -305,23 +367,22 @@ def _search(
 ) -> tuple[VectorResult, float]:
     """The answer, and how long it took in seconds."""
     started = monotonic()
-    stop = None
-    if limits.time_max_s is not None:
-        ends = started + limits.time_max_s
-
-        def stop() -> bool:
-            return monotonic() > ends
-
-    result = explore(
+    search = explore if not limits.device else partial(explore_torch, device=limits.device)
+    result = search(
         model,
         states_max=limits.states_max,
-        memory_bytes=None if limits.memory_gib is None else int(limits.memory_gib * GIB),
+        memory_bytes=limits.memory_bytes,
         spill=limits.spill,
-        stop=stop,
+        stop=stop_after(limits.time_max_s, started),
         deadlock=limits.deadlock,
         progress=progress,
     )
     return result, monotonic() - started
+
+
+def stop_after(time_max_s: float | None, started: float) -> Callable[[], bool] | None:
+    """Asked from time to time, says whether the time is over."""
+    return None if time_max_s is None else lambda: monotonic() > started + time_max_s
 
 
 def _bounds(limits: Limits, result: VectorResult, ends: str) -> dict[str, Any]:
@@ -344,8 +405,9 @@ def _print_options(console: Console, asked: Asked) -> None:
     render.print_facts(
         console,
         [
-            ("explore", f"model {asked.name}"),
+            (asked.command, f"model {asked.name}" if asked.command == "model" else asked.name),
             ("size", ", ".join(sizes)),
+            *asked.facts,
             ("search", f"every state, level by level; {alike}"),
             ("clauses", render.number(len(model.clauses))),
         ],
@@ -375,9 +437,14 @@ def trace_lines(model: Model, violation: ModelViolation) -> list[str]:
     return [f"{first.rjust(widths[0])}  {action.ljust(widths[1])}  {what}".rstrip() for first, action, what in rows]
 
 
-def print_model_trace(console: Console, model: Model, violation: ModelViolation) -> None:
-    """A trace in columns. A line is never folded: what is too wide for the terminal runs on."""
+def print_model_trace(
+    console: Console, model: Model, violation: ModelViolation, no_return: int | None = None
+) -> None:
+    """A trace in columns, with the point of no return. A line is never folded: what is too wide runs on."""
     heading, *lines = trace_lines(model, violation)
+    if no_return is not None:
+        at = no_return + len(lines) - len(violation.steps)  # a line for the start may come first
+        lines.insert(max(at, 0), f"{render.NO_RETURN_MARK}  {render.no_return_text(no_return)}")
     console.print(Text(heading, style="bold"), soft_wrap=True)
     for line in lines:
         console.print(Text(line), soft_wrap=True)
@@ -444,10 +511,10 @@ def _violation_json(model: Model, found: ModelViolation) -> dict[str, Any]:
 def _as_json(
     asked: Asked, limits: Limits, result: VectorResult, elapsed_s: float, command: str, code: int
 ) -> dict[str, Any]:
-    """What ``explore`` answers with ``--json``; ``docs/cli.md`` explains every field."""
+    """What is answered with ``--json``; ``docs/cli.md`` explains every field."""
     found = result.violation
     return {
-        "engine": "explore",
+        "engine": asked.command,
         "model": asked.name,
         "sizes": asked.sizes,
         "symmetry": result.bounds["symmetry"],

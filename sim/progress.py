@@ -6,7 +6,7 @@ need not: what is shown depends on time, and nothing else does.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from time import monotonic
 
@@ -81,3 +81,14 @@ def bar(label: str, total: int | None = None, *, quiet: bool = False) -> Iterato
         yield shown
     finally:
         shown.close()
+
+
+def search_progress(shown: Bar | None) -> Callable[[int, int, int], None] | None:
+    """What an engine that searches by levels tells how far it has come."""
+    if shown is None:
+        return None
+
+    def report(states: int, depth: int, frontier: int) -> None:
+        shown.update(text=f"{states:,} states, depth {depth}, {frontier:,} to go at this depth")
+
+    return report
