@@ -103,11 +103,17 @@ class Prover:
                     solver.add(value <= field.high)
         return solver
 
-    def _with_invariant(self) -> Any:
+    def assuming(self, *, start: bool = False) -> Any:
+        """A solver that assumes the invariant; with ``start``, the values that a run starts with."""
         solver = self._solver()
-        for formula in self.formulas.values():
-            solver.add(formula)
+        for clause in self._given() if start else self.model.clauses:
+            solver.add(self.formulas[clause.name])
+        for name, value in self.model.initial[0].items() if start else ():
+            solver.add(self.values[name].value == value)
         return solver
+
+    def _given(self) -> list[Clause]:
+        return [clause for clause in self.model.clauses if clause.name.endswith(": constants")]
 
     def prove(self, only: str = "") -> Iterator[Condition]:
         """All conditions, one by one; ``only`` those whose clause has that title."""
@@ -117,19 +123,14 @@ class Prover:
 
     def start(self, only: str = "") -> Iterator[Condition]:
         """Each clause holds at the start, whatever is given."""
-        solver = self._solver()
-        given = [clause for clause in self.model.clauses if clause.name.endswith(": constants")]
-        for clause in given:
-            solver.add(self.formulas[clause.name])
-        for name, value in self.model.initial[0].items():
-            solver.add(self.values[name].value == value)
+        solver, given = self.assuming(start=True), self._given()
         for clause in self.goals:
             if _asked(clause, only) and clause not in given:
                 yield self._ask(solver, START, clause, self.ops.z3.Not(self.formulas[clause.name]))
 
     def steps(self, only: str = "") -> Iterator[Condition]:
         """Each action keeps each clause."""
-        solver = self._with_invariant()
+        solver = self.assuming()
         goals = [clause for clause in self.goals if _asked(clause, only)]
         self.untouched = 0
         for action in self.model.actions if goals else ():
@@ -148,7 +149,7 @@ class Prover:
 
     def progress(self, only: str = "") -> Iterator[Condition]:
         """The invariant implies each progress condition."""
-        solver = self._with_invariant()
+        solver = self.assuming()
         other = self.symbolic.places[1].room
         for clause in progress_conditions(self.symbolic):
             if _asked(clause, only) and not clause.name.startswith(f"{other}:"):
@@ -156,11 +157,11 @@ class Prover:
 
     def consistent(self) -> bool:
         """Whether any state satisfies the invariant at all: else everything would follow from it."""
-        return bool(self._with_invariant().check() == self.ops.z3.sat)
+        return bool(self.assuming().check() == self.ops.z3.sat)
 
     def impossible(self) -> list[str]:
         """The actions that may be taken in no state that satisfies the invariant."""
-        solver = self._with_invariant()
+        solver = self.assuming()
         names = []
         for action in self.model.actions:
             guard = self.ops.raw(action.guard(self.ops, self.view))

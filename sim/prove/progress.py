@@ -91,10 +91,10 @@ def staged_is_granted(step: Step, place: Place) -> Premise:
     first = (room.state == kernel.WAITING) & (room.next_seq == 0) & (room.total > UNKNOWN)
     free = step.view["in_free"]
     choice = all_know(step, room, own_free=free, result_fits=1)
-    return Premise(first & (free >= 1) & negate(_rival_first(step, place)), _can_grant(step, place, choice))
+    return Premise(first & (free >= 1) & negate(rival_first(step, place)), _can_grant(step, place, choice))
 
 
-def _rival_first(step: Step, place: Place) -> Number:
+def rival_first(step: Step, place: Place) -> Number:
     """Somebody who holds data waits for blocks too: the turn is his, or that of the older one."""
     waits: Number = step.part(place.room).state < 0
     for name in place.rivals:
