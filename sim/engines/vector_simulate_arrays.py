@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from sim.engines import vector_simulate_draws as draws
 from sim.engines.vector_simulate_draws import NIBBLES
 from sim.engines.vector_simulate_nodes import Node, fields_of, parts_of
-from sim.engines.vector_simulate_program import FAULTS_LEFT, LaneTurn, Program
+from sim.engines.vector_simulate_program import LaneTurn, Program, Stop, Tally
+from sim.model.protocol_mass import FAULTS_LEFT
 
 LANES = 1 << 14
 """Lanes that go side by side: what is computed of them stays in the second level cache."""
@@ -171,6 +172,7 @@ class _Turn:
         self.names = [name for name, _ in turn.writes]
         self.counts = [counter for counter, _ in turn.counts]
         told = [*(node for _, node in turn.counts), *turn.decision]
+        self.judge = None if turn.judged is nodes.true else _Part([turn.judged], bits)
         if turn.rare:
             self.roots = [node for _, node in turn.writes] + told
             self.part = _Part(self.roots, bits)
@@ -204,6 +206,9 @@ class _Turn:
             lanes.totals[counter] += int(np.count_nonzero(np.broadcast_to(value, len(rows))))
         if self.turn.decision:
             lanes.decide(rows, told[len(self.counts) :])
+        if self.judge is not None:
+            (good,) = self.judge.run(lanes.columns, rows)
+            lanes.broken[rows] |= np.logical_not(good)
 
 
 class Arrays:
@@ -215,14 +220,12 @@ class Arrays:
         names = [*program.columns, *(f"draw{index}" for index in range(program.words * NIBBLES))]
         memory = np.zeros((len(names), count), kind)
         self.columns: dict[str, NDArray[Any]] = dict(zip(names, memory, strict=True))
-        self.playing = np.zeros(count, np.bool_)
+        self.busy = np.zeros(count, np.bool_)
         self.numbers = np.zeros(count, np.uint64)
         self.keys, self.digests, self.ages = (np.zeros(count, np.uint64) for _ in range(3))
         self._turns = [_Turn(self, turn) for turn in program.turns]
-        judged = program.nodes.true
-        for _, node in (*program.clauses, *program.bounds):
-            judged = program.nodes.both(judged, node)
-        self._end = Plan([judged, program.over], program.bits).bind(self.columns, count)
+        self.broken = np.zeros(count, np.bool_)
+        self._end = Plan([program.judged(), program.over], program.bits).bind(self.columns, count)
         self.totals = [0] * len(program.counters)
 
     def range_of(self, name: str) -> tuple[int, int]:
@@ -234,11 +237,12 @@ class Arrays:
         """Begin a batch."""
         self._key, self._runs_end = draws.seed_key(seed), runs
         self.digest = self.runs = self.rounds = 0
+        self.broken[:] = False
         self._next = min(runs, self.count)
         self.totals[:] = [0] * len(self.totals)
         self.kept = np.zeros(runs if keep else 1, np.uint64)
         self._keep = keep
-        self.playing[:] = False
+        self.busy[:] = False
         for name, value in self.program.columns.items():
             self.columns[name][:] = value
         rows = np.arange(self._next)
@@ -255,33 +259,37 @@ class Arrays:
         self.columns[FAULTS_LEFT][rows] = drawn.faults
         self.keys[rows], self.numbers[rows] = keys, numbers
         self.digests[rows] = self.ages[rows] = 0
-        self.playing[rows] = True
+        self.busy[rows] = True
 
-    def play(self, rounds: int) -> tuple[list[int], list[int]] | None:
-        """Go on for so many rounds, or to the first violation: the runs that broke something, and those that never
-        ended."""
+    @property
+    def playing(self) -> bool:
+        """Whether any run goes on."""
+        return bool(self.busy.any())
+
+    def play(self, rounds: int) -> Stop | None:
+        """Go on for so many rounds, or to the first violation."""
         for _ in range(rounds):
-            if not self.playing.any():
+            if not self.busy.any():
                 return None
             found = self._round()
             if found is not None:
                 return found
         return None
 
-    def _round(self) -> tuple[list[int], list[int]] | None:
+    def _round(self) -> Stop | None:
         self._draw()
         for turn in self._turns:
             turn.take()
-        self.ages += self.playing
+        self.ages += self.busy
         left = self.columns[FAULTS_LEFT]
         np.subtract(left, left > 0, out=left, casting="unsafe")
         good, over = self._end.run()
-        playing = self.playing
+        playing = self.busy
         over = over & playing
-        bad = playing & np.logical_not(good)
+        bad = playing & (np.logical_not(good) | self.broken)
         late = playing & (self.ages > np.uint64(self.program.schedule.rounds_max)) & ~over
         if bad.any() or late.any():
-            return self.numbers[bad].tolist(), self.numbers[late].tolist()
+            return Stop(self.numbers[bad].tolist(), self.numbers[late].tolist())
         if over.any():
             self._restart(np.flatnonzero(over))
         return None
@@ -295,9 +303,9 @@ class Arrays:
                 part = parts[:, index]
                 for side, half in enumerate((part & 15, part >> 4)):
                     np.copyto(self.columns[f"draw{number * NIBBLES + 2 * index + side}"], half, casting="unsafe")
-        if not self.playing.all():
+        if not self.busy.all():
             for index in range(words * NIBBLES):  # who has no run draws what lets nothing happen
-                self.columns[f"draw{index}"][~self.playing] = 15
+                self.columns[f"draw{index}"][~self.busy] = 15
 
     def _restart(self, rows: NDArray[np.intp]) -> None:
         numbers = self.numbers[rows]
@@ -310,7 +318,7 @@ class Arrays:
         fresh = max(fresh, 0)
         self._begin(rows[:fresh], np.arange(self._next, self._next + fresh, dtype=np.uint64))
         self._next += fresh
-        self.playing[rows[fresh:]] = False
+        self.busy[rows[fresh:]] = False
         for name, value in self.program.columns.items():
             self.columns[name][rows[fresh:]] = value
 
@@ -328,8 +336,9 @@ class Arrays:
     def stop_at(self, run: int) -> None:
         """Go on with the runs before this one only."""
         self._runs_end = min(self._runs_end, run)
-        self.playing &= self.numbers < np.uint64(run)
+        self.busy &= self.numbers < np.uint64(run)
 
-    def counts(self) -> dict[str, int]:
-        """The counters."""
-        return dict(zip(self.program.counters, self.totals, strict=True))
+    def tally(self) -> Tally:
+        """What came of it so far."""
+        counts = dict(zip(self.program.counters, self.totals, strict=True))
+        return Tally(self.runs, self.rounds, self.digest, counts)

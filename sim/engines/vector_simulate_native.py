@@ -19,13 +19,14 @@ from numpy.typing import NDArray
 from fsm.errors import LocalError
 from sim.engines import vector_simulate_draws as draws
 from sim.engines.vector_simulate_draws import MASK, NIBBLES
-from sim.engines.vector_simulate_nodes import Node, fields_of, parts_of
-from sim.engines.vector_simulate_program import FAULTS_LEFT, LaneTurn, Program, is_draw
+from sim.engines.vector_simulate_nodes import Node, parts_of
+from sim.engines.vector_simulate_program import LaneTurn, Program, Stop, Tally, is_draw
+from sim.model.protocol_mass import FAULTS_LEFT
 
 LANES = 64
 """Lanes of a group."""
 
-STOPPED, VIOLATED, PATIENCE = 0, 1, 2
+STOPPED, VIOLATED = 0, 1
 
 HEADER = ("next_run", "runs_end", "seed_key", "digest", "runs", "rounds", "rounds_max", "keep")
 """Words in front of the counters: the next run to start, where to stop, what the seed comes to; the sum of the sealed
@@ -215,9 +216,20 @@ class Writer:
             self.decide(taken, turn.decision)
         for (name, _), new in zip(turn.writes, news, strict=True):
             self.store(new, self.column(name))
+        if turn.judged is not self.program.nodes.true:
+            self._judge_turn(turn, taken, news)
         b.branch(after)
         b.position_at_end(after)
         self.values = {}
+
+    def _judge_turn(self, turn: LaneTurn, taken: Any, news: Sequence[Any]) -> None:
+        b = self.b
+        self.values = {}
+        for (name, _), new in zip(turn.writes, news, strict=True):
+            field = self.program.schedule.model.field(name)
+            self.values[self.program.nodes.field(name, field.low, field.high).number] = new
+        broken = self.any_of(b.and_(taken, b.not_(self.value(turn.judged))))
+        b.store(b.or_(b.load(self.broken), broken), self.broken)
 
     def count(self, bits: Any) -> Any:
         """How many bits are set."""
@@ -247,13 +259,6 @@ class Writer:
         mixed = b.xor(mixed, b.lshr(mixed, self.constant(draws.FOLD_SHIFT, self.words)))
         self.store(b.select(taken, mixed, old), place)
 
-    def judge(self) -> Any:
-        """The lanes in which no clause is broken and no field out of its bounds, as truth values."""
-        good = self.constant(1, self.truths)
-        for _, node in (*self.program.clauses, *self.program.bounds):
-            good = self.b.and_(good, self.value(node))
-        return good
-
     # --- the function ---------------------------------------------------------------------------------
 
     def write(self) -> Any:
@@ -269,6 +274,8 @@ class Writer:
         self.b = ir.IRBuilder(function.append_basic_block("entry"))
         b = self.b
         entry = b.block
+        self.broken = b.alloca(self.i64)
+        b.store(self.word(0), self.broken)
         loop, done = b.append_basic_block("round"), b.append_basic_block("done")
         b.branch(loop)
         b.position_at_end(loop)
@@ -295,7 +302,8 @@ class Writer:
         left = self.load(self.column(FAULTS_LEFT))
         some = b.icmp_signed(">", left, self.constant(0))
         self.store(b.sub(left, b.zext(some, self.numbers)), self.column(FAULTS_LEFT))
-        bad = self.any_of(b.and_(playing, b.not_(self.judge())))
+        bad = self.any_of(b.and_(playing, b.not_(self.value(self.program.judged()))))
+        bad = b.and_(b.or_(bad, b.load(self.broken)), self.any_of(playing))
         over = self.any_of(b.and_(playing, self.value(self.program.over)))
         patient = b.load(self.head("rounds_max"))
         late = b.icmp_signed(">", ages, self.spread(patient))
@@ -419,24 +427,34 @@ class Native:
         self.columns[-1] = playing
         self.lanes[0], self.lanes[1], self.lanes[2], self.lanes[3] = 0, keys, numbers, 0
 
-    def play(self, rounds: int) -> tuple[int, int] | None:
-        """Go on. ``None`` if nothing was found, else the lanes that broke something and those that never ended, as
-        bits."""
+    def play(self, rounds: int) -> Stop | None:
+        """Go on for so many rounds, or to the first violation."""
         pointers = [
             ctypes.c_void_p(array.ctypes.data)
             for array in (self.columns, self.lanes, self.header, self.found, self.kept)
         ]
         if self._play(*pointers, rounds) == STOPPED:
             return None
-        return int(self.found[0]), int(self.found[1])
+        runs = [int(run) for run in self.lanes[2]]
+        broken, late = ([runs[lane] for lane in range(LANES) if int(bits) >> lane & 1] for bits in self.found)
+        return Stop(broken, late)
 
-    def read(self, name: str) -> int:
-        """A word of the header."""
-        return int(self.header[HEADER.index(name)])
+    def stop_at(self, run: int) -> None:
+        """Go on with the runs before this one only."""
+        end = HEADER.index("runs_end")
+        self.header[end] = min(int(self.header[end]), run)
+        self.columns[-1][self.lanes[2] >= np.uint64(run)] = 0
 
-    def counts(self) -> dict[str, int]:
-        """The counters."""
-        return {name: int(self.header[len(HEADER) + index]) for index, name in enumerate(self.program.counters)}
+    @property
+    def playing(self) -> bool:
+        """Whether any run goes on."""
+        return bool(self.columns[-1].any())
+
+    def tally(self) -> Tally:
+        """What came of it so far."""
+        read = {name: int(value) for name, value in zip(HEADER, self.header, strict=False)}
+        counts = {name: int(self.header[len(HEADER) + index]) for index, name in enumerate(self.program.counters)}
+        return Tally(read["runs"], read["rounds"], read["digest"], counts)
 
 
 def _aligned(shape: tuple[int, int], kind: Any) -> NDArray[Any]:
@@ -445,9 +463,6 @@ def _aligned(shape: tuple[int, int], kind: Any) -> NDArray[Any]:
     raw = np.zeros(count + LANES, np.uint8)
     shift = -raw.ctypes.data % LANES
     return raw[shift : shift + count].view(kind).reshape(shape)
-
-
-_COMPILED: dict[int, Any] = {}
 
 
 def compiled(program: Program) -> tuple[Any, Callable[..., int]]:
@@ -469,11 +484,3 @@ def compiled(program: Program) -> tuple[Any, Callable[..., int]]:
     engine.finalize_object()
     function = ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_void_p] * 5, ctypes.c_int64)
     return engine, function(engine.get_function_address("play"))
-
-
-def lanes_of(bits: int) -> list[int]:
-    """The lanes whose bits are set."""
-    return [lane for lane in range(LANES) if bits >> lane & 1]
-
-
-__all__ = ["LANES", "Native", "available", "compiled", "fields_of", "lanes_of"]

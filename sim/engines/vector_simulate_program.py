@@ -8,16 +8,29 @@ from typing import NamedTuple
 from fsm.errors import LocalError
 from fsm.kernel import Number
 from sim.engines.vector_simulate_draws import NIBBLES
-from sim.engines.vector_simulate_nodes import Node, Nodes, parts_of
+from sim.engines.vector_simulate_nodes import Node, Nodes, fields_of, parts_of
 from sim.model.form import Fields, View
-from sim.model.protocol_mass import FAULTS_LEFT, Schedule, Turn
+from sim.model.protocol_mass import Schedule, Turn
 from sim.model.symbol import Symbol, Table
-
-STARTED = ("token", "o_seq")
-"""Fields of a request in which the start states differ."""
 
 STEPS = "steps"
 """The counter of all turns that were taken."""
+
+
+class Stop(NamedTuple):
+    """Why lanes stopped: the runs that broke a clause, and those that patience gave up."""
+
+    broken: list[int]
+    late: list[int]
+
+
+class Tally(NamedTuple):
+    """What came of a batch: runs that ended, their rounds, the sum of their sealed digests, and the counters."""
+
+    runs: int
+    rounds: int
+    digest: int
+    counts: dict[str, int]
 
 
 class LaneTurn(NamedTuple):
@@ -30,6 +43,8 @@ class LaneTurn(NamedTuple):
     decision: tuple[Node, ...]
     counts: tuple[tuple[int, Node], ...]
     rare: bool
+    judged: Node
+    """All clauses that speak of anything that the turn writes, where clauses are judged after each turn."""
 
 
 class Program(NamedTuple):
@@ -49,6 +64,12 @@ class Program(NamedTuple):
     counters: tuple[str, ...]
     bits: int
     nodes: Nodes
+    each_turn: bool
+    """Whether clauses are judged after each turn, and not only at the end of a round."""
+
+    def judged(self) -> Node:
+        """All clauses, and all bounds."""
+        return _all(self.nodes, [node for _, node in (*self.clauses, *self.bounds)])
 
 
 def _after(view: View, update: Mapping[str, Symbol]) -> View:
@@ -65,12 +86,21 @@ def _after(view: View, update: Mapping[str, Symbol]) -> View:
     return After(values)
 
 
-def make_program(schedule: Schedule) -> Program:
+def _all(nodes: Nodes, truths: Sequence[Node]) -> Node:
+    judged = nodes.true
+    for truth in truths:
+        judged = nodes.both(judged, truth)
+    return judged
+
+
+def make_program(schedule: Schedule, *, each_turn: bool = False) -> Program:
     """The program of a schedule. Raises LocalError for numbers that 16 bits do not hold."""
     table, nodes = Table(schedule.model), Nodes()
     counters = [STEPS]
     turns = []
     doubtful: dict[str, bool] = {}
+    clauses = [(number, nodes.of(table.clause(clause))) for number, clause in enumerate(schedule.bounded.clauses)]
+    speaking = [(node, fields_of([node])) for _, node in clauses]
     for turn, action in zip(schedule.turns, schedule.model.actions, strict=True):
         taken = nodes.of(table.guard(action))
         if taken is nodes.false:
@@ -90,8 +120,11 @@ def make_program(schedule: Schedule) -> Program:
             if name not in counters:
                 counters.append(name)
             counts.append((counters.index(name), nodes.of(table.symbol(count(table, table.view)))))
-        turns.append(LaneTurn(turn.name, taken, tuple(writes), decision, tuple(counts), turn.rare))
-    clauses = [(number, nodes.of(table.clause(clause))) for number, clause in enumerate(schedule.bounded.clauses)]
+        judged = nodes.true
+        if each_turn:
+            written = [name for name, _ in writes]
+            judged = _all(nodes, [node for node, fields in speaking if any(name in fields for name in written)])
+        turns.append(LaneTurn(turn.name, taken, tuple(writes), decision, tuple(counts), turn.rare, judged))
     bounds = []
     for name in doubtful:
         field = schedule.model.field(name)
@@ -106,7 +139,7 @@ def make_program(schedule: Schedule) -> Program:
     return Program(
         schedule, *_columns(schedule), -(-draws // NIBBLES), tuple(turns),
         tuple((number, node) for number, node in clauses if node is not nodes.true), tuple(bounds), over,
-        tuple(counters), _bits(roots), nodes,
+        tuple(counters), _bits(roots), nodes, each_turn,
     )  # fmt: skip
 
 
@@ -142,6 +175,3 @@ def _bits(roots: Sequence[Node]) -> int:
         if -(1 << bits - 1) <= low and high < 1 << bits - 1:
             return bits
     raise LocalError(f"numbers from {low} to {high} do not fit 16 bits; take fewer tokens, blocks or requests")
-
-
-__all__ = ["FAULTS_LEFT", "STARTED", "STEPS", "LaneTurn", "Program", "is_draw", "make_program"]

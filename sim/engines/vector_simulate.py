@@ -1,0 +1,181 @@
+"""Mass simulation: very many random runs of the protocol model, in lanes that go in lock step.
+
+Each run is a function of the sizes, the seed and its number alone: random numbers are counted, not kept
+(:mod:`sim.engines.vector_simulate_draws`). What a run may do is :mod:`sim.model.protocol_mass`; every clause of the
+invariant is judged at the end of each round of each run, or after each turn if that is asked for. A run that does not end
+is L1. Of what is decided each run keeps a digest; the digest of a batch is a sum over its runs, each bound to its number,
+so it depends neither on how many lanes there are nor on what runs them: numpy, or machine code made by LLVM.
+
+A batch that breaks something names the first run that does, which is then made again alone, step by step
+(:mod:`sim.engines.vector_simulate_replay`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from fsm.errors import LocalError
+from sim.choices import SEED_MAX
+from sim.engines import vector_simulate_native as native
+from sim.engines.simulate import no_clock
+from sim.engines.vector_simulate_arrays import Arrays
+from sim.engines.vector_simulate_program import STEPS, Program, Stop, Tally, make_program
+from sim.engines.vector_simulate_replay import RunReplay, replay_run
+from sim.model.protocol_bounded import Bounds
+from sim.model.protocol_mass import Schedule, mass_schedule
+from sim.model.protocol_rules import PROTOCOL_RULES, ModelRules
+
+RUNS_MAX = 1 << 40
+USUAL = Bounds(rooms=2, blocks=2, size=3, crashes=1)
+"""The size that is simulated if none is asked for: two requests of 3 tokens that share 2 blocks of one, so that there
+are resumes and waits; faults, and one crash of the sender."""
+
+ENGINES = ("llvm", "numpy")
+ROUNDS = 1 << 12
+"""Rounds between two reports of a group of compiled lanes."""
+ARRAY_ROUNDS = 8
+
+OFTEN = {"resume", "same_blocks", "starvation"}
+"""What only happens where a request takes more than one grant."""
+
+
+class Lanes(Protocol):
+    """What runs a program: :class:`Arrays` or :class:`native.Native`."""
+
+    kept: Any
+    """The digest of each run, if ``start`` was told to keep them."""
+
+    @property
+    def playing(self) -> bool:
+        """Whether any run goes on."""
+
+    def start(self, seed: int, runs: int, *, keep: bool = False) -> None:
+        """Begin a batch."""
+
+    def play(self, rounds: int) -> Stop | None:
+        """Go on for so many rounds, or to the first violation."""
+
+    def stop_at(self, run: int) -> None:
+        """Go on with the runs before this one only."""
+
+    def tally(self) -> Tally:
+        """What came of it so far."""
+
+
+@dataclass(frozen=True)
+class MassResult:
+    """The answer. ``verdict`` is ``holds``, ``violated`` or ``unknown`` (something that could happen never did: it is
+    in ``missed``). ``digest`` is empty for a batch that was stopped. ``replay`` is the run that broke something."""
+
+    verdict: str
+    bounds: Bounds
+    seed: int
+    runs: int
+    lifecycles: int
+    rounds: int
+    turns: int
+    digest: str
+    sometimes: dict[str, int]
+    missed: tuple[str, ...]
+    engine: str
+    judged: str
+    clauses: int
+    replay: RunReplay | None = None
+    property: str = ""
+    text: str = ""
+    prepared_s: float = 0.0
+    elapsed_s: float = 0.0
+    coverage: str = "sampled"
+
+
+class Mass:
+    """A size, ready to be simulated. ``engine`` is ``llvm``, ``numpy``, or empty for the faster one that is there.
+
+    Raises LocalError for a size that is not held, an unknown engine, or one that is not installed.
+    """
+
+    def __init__(
+        self, bounds: Bounds = USUAL, rules: ModelRules = PROTOCOL_RULES, *, engine: str = "", each_turn: bool = False
+    ) -> None:
+        if engine and engine not in ENGINES:
+            raise LocalError(f"there is no engine '{engine}'; there are {', '.join(ENGINES)}")
+        self.engine = engine or ("llvm" if native.available() else "numpy")
+        self.schedule: Schedule = mass_schedule(bounds, rules)
+        self.program: Program = make_program(self.schedule, each_turn=each_turn)
+        self.lanes: Lanes = native.Native(self.program) if self.engine == "llvm" else Arrays(self.program)
+
+    def run(
+        self, seed: int = 0, runs: int = 1000, *, keep: bool = False, progress: Callable[[int, int], None] | None = None,
+        clock: Callable[[], float] = no_clock,
+    ) -> MassResult:  # fmt: skip
+        """Runs 0 to ``runs - 1`` of a seed, or up to the first that breaks something. ``keep`` keeps the digest of each
+        run in ``lanes.kept``. Raises LocalError for numbers out of range."""
+        check_batch(seed, runs)
+        began = clock()
+        lanes = self.lanes
+        lanes.start(seed, runs, keep=keep)
+        first: int | None = None
+        rounds = ROUNDS if self.engine == "llvm" else ARRAY_ROUNDS
+        while lanes.playing:
+            stop = lanes.play(rounds)
+            if stop is not None:
+                first = min([*stop.broken, *stop.late])
+                lanes.stop_at(first)
+            if progress is not None:
+                progress(lanes.tally().runs, runs)
+        return self._result(seed, runs, first, clock() - began)
+
+    def replay(self, seed: int, run: int, *, judge: bool = True) -> RunReplay:
+        """One run alone. Raises LocalError if model, turns and objects do not agree."""
+        check_batch(seed, run + 1)
+        return replay_run(self.schedule, seed, run, self.program.words, judge=judge)
+
+    def _result(self, seed: int, runs: int, first: int | None, elapsed_s: float) -> MassResult:
+        tally = self.lanes.tally()
+        counts = dict(tally.counts)
+        turns = counts.pop(STEPS)
+        replay = self.replay(seed, first) if first is not None else None
+        missed = tuple(name for name in expected(self.schedule.bounds, counts) if not counts[name])
+        verdict = "violated" if replay is not None else ("unknown" if missed else "holds")
+        property, text = _finding(replay, self.schedule) if replay is not None else ("", "")
+        bounds = self.schedule.bounds
+        return MassResult(
+            verdict, bounds, seed, runs if first is None else first + 1, tally.runs * bounds.rooms, tally.rounds, turns,
+            "" if replay is not None else f"{tally.digest:016x}", counts, () if replay is not None else missed,
+            self.engine, "turn" if self.program.each_turn else "round", len(self.schedule.bounded.clauses), replay,
+            property, text, elapsed_s=elapsed_s,
+        )  # fmt: skip
+
+
+def _finding(replay: RunReplay, schedule: Schedule) -> tuple[str, str]:
+    if replay.broken is not None:
+        return replay.broken.property, f"{replay.broken.name}: {replay.broken.text}"
+    if not replay.ended:
+        return "L1", f"{schedule.rounds_max} rounds after its start the run has not ended, and all faults are long over"
+    raise LocalError(
+        f"run {replay.run} of seed {replay.seed} breaks something in lanes and nothing when it is made again alone; "
+        "this is a mistake of the engine"
+    )
+
+
+def check_batch(seed: int, runs: int) -> None:
+    """Raise LocalError for numbers out of range."""
+    if not 1 <= runs <= RUNS_MAX:
+        raise LocalError(f"runs={runs}: expected 1 to {RUNS_MAX}")
+    if not 0 <= seed <= SEED_MAX:
+        raise LocalError(f"seed={seed}: expected 0 to {SEED_MAX}")
+
+
+def expected(bounds: Bounds, counters: dict[str, int]) -> list[str]:
+    """What must occur in a batch, of all that is counted: whatever can."""
+    needed = -(-bounds.size // bounds.block_tokens)
+    most = min(bounds.blocks, bounds.grant_blocks_max or bounds.blocks)
+    if bounds.early_tokens:
+        most = min(most, -(-bounds.early_tokens // bounds.block_tokens))
+    often = needed > most or (bounds.rooms > 1 and bounds.blocks > 1 and needed > 1)
+    harmed = bounds.faults or bounds.crashes > 0
+    return [
+        name for name in counters if (often or name not in OFTEN) and (harmed or name != "quarantine")
+    ]  # fmt: skip
