@@ -81,7 +81,7 @@ def test_some_state_satisfies_the_invariant_and_every_action_can_happen_in_one(p
 
 def test_each_progress_condition_speaks_of_states_that_exist(prover: Prover) -> None:
     """A condition whose premise never holds would say nothing."""
-    solver = prover._with_invariant()
+    solver = prover.assuming()
     for place in prover.symbolic.places:
         for name, says in CONDITIONS:
             premise, _ = says(Step(prover.ops, prover.view, PROTOCOL_RULES), place)
