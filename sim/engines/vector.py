@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -31,6 +31,9 @@ from sim.engines.vector_rows import Columns, distinct, joined, lacking, part, si
 from sim.engines.vector_store import Builder, OutOfRoom, Run, Store, in_pieces
 from sim.model.form import Model
 
+if TYPE_CHECKING:
+    from sim.engines.vector_native import Native
+
 Progress = Callable[[int, int, int], None]
 """Told how many states are known, how deep the search is, and how many states of the level are left."""
 
@@ -41,6 +44,8 @@ BUFFER_ROWS_WIDE = 1 << 16
 BUFFER_ROWS_MIN = 1 << 12
 BUFFER_SHARE = 16
 """Of the memory, at most one part in so many is taken by the buffer; sorting it takes a few times as much."""
+NATIVE_STATES = 200_000
+"""When so many states are known, machine code pays for its compilation."""
 
 
 class _Stopped(Exception):
@@ -100,6 +105,8 @@ class Search:
         self._buffer = tuple(np.empty(max(rows, self.graph.expander.rows_max), np.uint64) for _ in range(words))
         self._filled = 0
         self._candidates: list[Run] = []
+        self._native: Native | None = None
+        self._native_asked = False
         self._stop: Callable[[], bool] = lambda: False
         self._progress: Progress | None = None
 
@@ -196,6 +203,10 @@ class Search:
             if self._stop():
                 raise _Stopped("time")
             rows = len(chunk[0])
+            if self._at_once(chunk):
+                self.checked += rows
+                left -= rows
+                continue
             for batch in graph.expander.expand(chunk):
                 self._collect(batch.after if batch.moves else _moved(batch.before, batch.after))
             self.transitions += graph.expander.transitions
@@ -206,6 +217,22 @@ class Search:
                 return _At(tuple(column[finding.row : finding.row + 1].copy() for column in chunk), finding.clause)
         self._flush()
         return None
+
+    def _at_once(self, chunk: Columns) -> bool:
+        """Expand a chunk by machine code, where there is some. False where the expander has to do it."""
+        if not self._native_asked and len(self.graph.visited) >= NATIVE_STATES:
+            from sim.engines.vector_native import native_for
+
+            self._native_asked = True
+            self._native = native_for(self.graph.model, self.graph.table, self.graph.expander, self.store)
+        if self._native is None:
+            return False
+        for after in self._native.successors(chunk):
+            self._collect(after)
+        if self._native.trouble:
+            return False
+        self.transitions += self._native.transitions
+        return True
 
     def _collect(self, after: Columns) -> None:
         """Add successors to the buffer."""

@@ -140,7 +140,8 @@ class Expander:
         self.finding: Finding | None = None
         self.transitions = 0
         """Of the last chunk, once it has come to its end: the steps from all its states."""
-        self._deadlock = deadlock
+        self.deadlock = deadlock
+        self.packing = packing
         self._clauses = len(model.clauses)
         self._effects = [_Effect(model, action, table, packing, rows_max) for action in model.actions]
         roots = list(map(table.clause, model.clauses))
@@ -171,7 +172,7 @@ class Expander:
             which = self._which(next(values), rows)
             if len(which):
                 yield self._batch(action, which, columns)
-        if self._deadlock and not enabled.all():
+        if self.deadlock and not enabled.all():
             self._note(int(np.argmin(enabled)), DEADLOCK)
 
     def judged(self, columns: Columns) -> list[Truths]:
@@ -181,7 +182,7 @@ class Expander:
 
     def _count(self, guard: Truths | int, enabled: Truths) -> None:
         self.transitions += len(enabled) * guard if isinstance(guard, int) else int(np.count_nonzero(guard))
-        if self._deadlock:
+        if self.deadlock:
             np.logical_or(enabled, bool(guard) if isinstance(guard, int) else guard, out=enabled)
 
     def _which(self, moving: Truths | int, rows: int) -> NDArray[np.intp]:
