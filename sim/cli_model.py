@@ -405,7 +405,7 @@ def _print_options(console: Console, asked: Asked) -> None:
     render.print_facts(
         console,
         [
-            (asked.command, f"model {asked.name}" if asked.command == "model" else asked.name),
+            (asked.command, asked.name),
             ("size", ", ".join(sizes)),
             *asked.facts,
             ("search", f"every state, level by level; {alike}"),

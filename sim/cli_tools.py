@@ -94,7 +94,7 @@ def bench_check_command(
     ] = None,
     json: JsonOption = False,
 ) -> None:  # fmt: skip
-    """The engine of `explore` beside Spin: the same model, one core, in turns. Without Spin, that engine alone."""
+    """The engine of `model` beside Spin: the same model, one core, in turns. Without Spin, that engine alone."""
     from sim import bench, bench_check, bench_device
     from sim.engines import spin
 

@@ -167,8 +167,10 @@ class Picked:
         """The allocator may offer fewer blocks than are free: just as many as make a grant of ``count``, where all
         that are free would make another."""
         ops = self._step.ops
-        fewer = ops.minimum(self.free, ops.where(grant.early, count + 1, count))
-        self._chosen["free"] = ops.where(grant.blocks == count, self.free, fewer)
+        least = ops.where(grant.early, count + 1, count)
+        for name in ("own_free", "free"):
+            offered = getattr(self, name)
+            self._chosen[name] = ops.where(grant.blocks == count, offered, ops.minimum(offered, least))
 
     def _least(self, name: str, start: Number) -> Number:
         for peer in self._peers:
@@ -269,10 +271,9 @@ def bounded(bounds: Bounds, rules: ModelRules = PROTOCOL_RULES) -> Model:
     ]
     blocks = [block for pool in layout.pools for block in pool]
     actions = [*_room_actions(layout, rules), *_sender_actions(layout, rules), *_tick_actions(layout, rules)]
-    return Model(
-        "protocol-bounded", tuple(fields), tuple(starts), tuple(actions), make_clauses(layout.places, blocks, rules),
-        *_symmetry(layout),
-    )  # fmt: skip
+    # Of several clauses that a state breaks the first is reported: rather one of a property than one for the induction.
+    clauses = sorted(make_clauses(layout.places, blocks, rules), key=lambda clause: not clause.property)
+    return Model("protocol-bounded", tuple(fields), tuple(starts), tuple(actions), tuple(clauses), *_symmetry(layout))
 
 
 def _symmetry(layout: Layout) -> tuple[tuple[Group, ...], tuple[Reference, ...]]:
@@ -411,8 +412,13 @@ def _tick_actions(layout: Layout, rules: ModelRules) -> Iterator[Action]:
             if not tick.grants:
                 yield _tick_action(layout, rules, places, tick, [()] * len(places))
                 continue
-            for count in range(1, layout.bounds.blocks + 1):
-                for taken in product(*(permutations(place.blocks, count) for place in places)):
+            for counts in product(range(1, layout.bounds.blocks + 1), repeat=len(places)):
+                # R7: all ranks are granted as many blocks. Only where that rule is replaced need other grants be looked
+                # at; else their guards would be false for ever.
+                if max(counts) > min(counts) and rules.equal_capacity is PROTOCOL_RULES.equal_capacity:
+                    continue
+                chosen = (permutations(place.blocks, count) for place, count in zip(places, counts, strict=True))
+                for taken in product(*chosen):
                     yield _tick_action(layout, rules, places, tick, list(taken))
 
 
@@ -424,17 +430,17 @@ def _tick_action(
         seen = [
             (place, choice, receiver.observe(step, place, choice)) for place, choice in zip(places, picked, strict=True)
         ]
-        for place, choice, observed in seen if tick.grants else ():
-            choice.offer(len(taken[0]), receiver.work_out_grant(step, place, choice, observed))
+        for (place, choice, observed), blocks in zip(seen, taken, strict=True) if tick.grants else ():
+            choice.offer(len(blocks), receiver.work_out_grant(step, place, choice, observed))
         return seen
 
     def guard(step: Step) -> Number:
         allowed: Number = step.view["late"] >= 0
-        for place, choice, seen in see(step):
+        for (place, choice, seen), blocks in zip(see(step), taken, strict=True):
             allowed = allowed & tick.guard(step, place, choice, seen)
             if tick.grants:
                 wanted = receiver.work_out_grant(step, place, choice, seen).blocks
-                allowed = allowed & (wanted == len(taken[0]))
+                allowed = allowed & (wanted == len(blocks))
         return allowed
 
     def draft(step: Step) -> None:

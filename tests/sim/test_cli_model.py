@@ -1,4 +1,4 @@
-"""``resumark explore`` and ``resumark bench check``: what they accept, what they print, how they end."""
+"""``resumark model`` and ``resumark bench check``: what they accept, what they print, how they end."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from sim.model.two_phase import COMMITTED, STATES, WORKING, two_phase
 from sim.prove.variants import variant_named
 from tests.sim.cli_kit import process, refused, resumark
 
-EXPLORE = "explore"
+MODEL = "model"
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -45,14 +45,14 @@ def stuck_two_phase(managers: int, *, symmetric: bool = False) -> Model:
 
 
 def test_help_says_what_a_model_is_and_lists_them() -> None:
-    done = resumark(EXPLORE, "--help")
+    done = resumark(MODEL, "--help")
     assert done.code == 0
     for model in ("two-phase", "protocol"):
         assert re.search(rf"^│ {model} ", done.out, re.MULTILINE)
     said = " ".join(done.out.split())
     assert "A model is not a scenario." in said
     assert "judges no liveness" in said and "drive a real receiver and sender beside the model" in said
-    assert re.search(r"^│ explore ", resumark("--help").out, re.MULTILINE)
+    assert re.search(r"^│ model ", resumark("--help").out, re.MULTILINE)
 
 
 def options(*words: str) -> list[str]:
@@ -61,7 +61,7 @@ def options(*words: str) -> list[str]:
     return [option for option in found if option != "--help"]
 
 
-@pytest.mark.parametrize("words", [(EXPLORE, "two-phase"), (EXPLORE, "protocol"), ("bench", "check")], ids=" ".join)
+@pytest.mark.parametrize("words", [(MODEL, "two-phase"), (MODEL, "protocol"), ("bench", "check")], ids=" ".join)
 def test_every_option_is_documented(words: tuple[str, ...]) -> None:
     text = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
     listed = options(*words)
@@ -73,23 +73,23 @@ def test_every_option_is_documented(words: tuple[str, ...]) -> None:
 
 
 def test_two_phase_commit_holds_with_the_known_number_of_states() -> None:
-    done = resumark(EXPLORE, "two-phase", "--managers", "5")
+    done = resumark(MODEL, "two-phase", "--managers", "5")
     assert (done.code, done.err) == (0, "")
     lines = [line for line in done.out.splitlines() if line]
-    assert lines[:2] == ["explore  model two-phase", "size     managers 5"]
+    assert lines[:2] == ["model    two-phase", "size     managers 5"]
     assert re.search(r"^verdict +holds$", done.out, re.MULTILINE)
     assert re.search(r"^coverage +exhausted: every reachable state was visited; 8,832 states, ", done.out, re.MULTILINE)
     assert re.search(r"^speed +[\d,]+ states a second$", done.out, re.MULTILINE)
     assert re.search(r"^memory +[\d.]+ MiB at most", done.out, re.MULTILINE)
-    assert lines[-1] == "reproduce  resumark explore two-phase --managers 5"
+    assert lines[-1] == "reproduce  resumark model two-phase --managers 5"
 
 
 def test_symmetry_is_asked_for_and_gives_fewer_states() -> None:
-    plain = resumark(EXPLORE, "two-phase", "--json").data
-    alike = resumark(EXPLORE, "two-phase", "--symmetry", "--json").data
+    plain = resumark(MODEL, "two-phase", "--json").data
+    alike = resumark(MODEL, "two-phase", "--symmetry", "--json").data
     assert (plain["symmetry"], alike["symmetry"]) == (False, True)
     assert alike["states"] < plain["states"] == STATES[4]
-    protocol = [resumark(EXPLORE, "protocol", option, "--json").data for option in ("--symmetry", "--no-symmetry")]
+    protocol = [resumark(MODEL, "protocol", option, "--json").data for option in ("--symmetry", "--no-symmetry")]
     assert [data["symmetry"] for data in protocol] == [True, False]
     assert protocol[0]["states"] < protocol[1]["states"]
     assert {data["verdict"] for data in protocol} == {"holds"}
@@ -114,7 +114,7 @@ SIZES: dict[str, tuple[tuple[str, ...], Bounds]] = {
 @pytest.mark.parametrize("name", sorted(SIZES))
 def test_each_size_option_of_the_protocol_reaches_the_model(name: str) -> None:
     arguments, bounds = SIZES[name]
-    data = resumark(EXPLORE, "protocol", *arguments, "--json").data
+    data = resumark(MODEL, "protocol", *arguments, "--json").data
     expected = explore(bounded(bounds))
     assert (data["verdict"], data["coverage"], data["exit_code"]) == ("holds", "exhausted", 0)
     assert (data["states"], data["transitions"]) == (expected.states, expected.transitions)
@@ -136,17 +136,17 @@ def test_each_size_option_of_the_protocol_reaches_the_model(name: str) -> None:
     ],
 )
 def test_bounds_that_run_out_end_with_4(arguments: tuple[str, ...], ran_out: str) -> None:
-    done = resumark(EXPLORE, "two-phase", "--managers", "9", *arguments, "--json")
+    done = resumark(MODEL, "two-phase", "--managers", "9", *arguments, "--json")
     assert done.code == 4
     data = done.data
     assert (data["verdict"], data["coverage"], data["exit_code"]) == ("unknown", "bounded", 4)
     assert data["bounds"]["ran_out"] == ran_out
     assert data["states"] < STATES[9] and data["violations"] == []
-    assert data["command"] == shlex.join(["resumark", EXPLORE, "two-phase", "--managers", "9", *arguments])
+    assert data["command"] == shlex.join(["resumark", MODEL, "two-phase", "--managers", "9", *arguments])
 
 
 def test_bounds_are_told_to_people_too() -> None:
-    done = resumark(EXPLORE, "two-phase", "--managers", "6", "--states-max", "100")
+    done = resumark(MODEL, "two-phase", "--managers", "6", "--states-max", "100")
     assert done.code == 4
     assert re.search(r"^verdict +unknown$", done.out, re.MULTILINE)
     assert re.search(r"^coverage +bounded: the search stopped before its end; ", done.out, re.MULTILINE)
@@ -155,11 +155,11 @@ def test_bounds_are_told_to_people_too() -> None:
 
 def test_what_does_not_fit_into_the_memory_is_spilled_and_removed(tmp_path: Path) -> None:
     folder = tmp_path / "new" / "states"
-    done = resumark(EXPLORE, "two-phase", "--managers", "7", "--memory", "0.006", "--spill", str(folder), "--json")
+    done = resumark(MODEL, "two-phase", "--managers", "7", "--memory", "0.006", "--spill", str(folder), "--json")
     assert (done.code, done.data["states"]) == (0, STATES[7])
     assert done.data["spilled_bytes"] > 0
     assert list(folder.iterdir()) == []
-    told = resumark(EXPLORE, "two-phase", "--managers", "7", "--memory", "0.006", "--spill", str(folder))
+    told = resumark(MODEL, "two-phase", "--managers", "7", "--memory", "0.006", "--spill", str(folder))
     assert re.search(r" spilled [\d.]+ MiB written to ", " ".join(told.out.split()))
 
 
@@ -187,16 +187,16 @@ def test_what_does_not_fit_into_the_memory_is_spilled_and_removed(tmp_path: Path
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
 def test_what_is_refused(arguments: tuple[str, ...], says: str) -> None:
-    done = resumark(EXPLORE, *arguments)
+    done = resumark(MODEL, *arguments)
     refused(done)
     assert says in done.err
 
 
 def test_a_version_that_the_model_does_not_hold_is_no_verdict() -> None:
-    done = resumark(EXPLORE, "protocol", "--variant", "stale-header")
+    done = resumark(MODEL, "protocol", "--variant", "stale-header")
     assert done.code == 4
     assert "'stale-header' is not held by this model: the model has no headers" in done.out
-    assert resumark(EXPLORE, "protocol", "--variant", "stale-header", "--json").data["exit_code"] == 4
+    assert resumark(MODEL, "protocol", "--variant", "stale-header", "--json").data["exit_code"] == 4
 
 
 # --- what is violated ------------------------------------------------------------------------------------
@@ -216,7 +216,7 @@ def run_of(model: Model, violation: dict[str, Any]) -> dict[str, int]:
 
 def test_a_broken_clause_ends_with_1_and_a_shortest_trace(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cli_model, "two_phase", broken_two_phase)
-    done = resumark(EXPLORE, "two-phase", "--managers", "3", "--json")
+    done = resumark(MODEL, "two-phase", "--managers", "3", "--json")
     data = done.data
     assert (done.code, data["verdict"], data["coverage"], data["exit_code"]) == (1, "violated", "bounded", 1)
     (found,) = data["violations"]
@@ -228,7 +228,7 @@ def test_a_broken_clause_ends_with_1_and_a_shortest_trace(monkeypatch: pytest.Mo
 
 def test_a_trace_is_a_line_a_step_and_only_what_changed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cli_model, "two_phase", broken_two_phase)
-    done = resumark(EXPLORE, "two-phase", "--managers", "3")
+    done = resumark(MODEL, "two-phase", "--managers", "3")
     assert done.code == 1
     lines = done.out.splitlines()
     heading = next(number for number, line in enumerate(lines) if re.match(r"step +action +what changes$", line))
@@ -246,7 +246,7 @@ def test_a_clause_that_is_false_at_the_start(monkeypatch: pytest.MonkeyPatch) ->
         return replace(two_phase(managers), clauses=(clause,), initial=({"rm1": 2},))
 
     monkeypatch.setattr(cli_model, "two_phase", wrong)
-    done = resumark(EXPLORE, "two-phase", "--managers", "2")
+    done = resumark(MODEL, "two-phase", "--managers", "2")
     assert done.code == 1
     assert re.search(r"^ +0  start +rm1=2$", done.out, re.MULTILINE)
     assert re.search(r"^verdict +violated: busy\. Somebody has prepared$", done.out, re.MULTILINE)
@@ -255,8 +255,8 @@ def test_a_clause_that_is_false_at_the_start(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_state_without_a_next_step_counts_if_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cli_model, "two_phase", stuck_two_phase)
-    assert resumark(EXPLORE, "two-phase", "--managers", "2").code == 0
-    done = resumark(EXPLORE, "two-phase", "--managers", "2", "--deadlock", "--json")
+    assert resumark(MODEL, "two-phase", "--managers", "2").code == 0
+    done = resumark(MODEL, "two-phase", "--managers", "2", "--deadlock", "--json")
     assert (done.code, done.data["deadlock"]) == (1, True)
     assert [found["clause"] for found in done.data["violations"]] == ["deadlock"]
     assert done.data["command"].endswith(" --deadlock")
@@ -265,7 +265,7 @@ def test_a_state_without_a_next_step_counts_if_asked_for(monkeypatch: pytest.Mon
 @pytest.mark.parametrize(
     ("variant", "arguments", "bounds", "property"),
     [
-        ("none", (), Bounds(blocks=2, size=3), "I6"),
+        ("none", (), Bounds(blocks=2, size=3), "I5"),
         ("free-without-quiescence", ("--blocks", "1", "--tokens", "2"), Bounds(), "I1"),
         ("admission-first", ("--requests", "2", "--blocks", "1", "--tokens", "2", "--no-faults"), Bounds(rooms=2,
          faults=False), "progress"),
@@ -274,7 +274,7 @@ def test_a_state_without_a_next_step_counts_if_asked_for(monkeypatch: pytest.Mon
 def test_a_version_of_the_zoo_breaks_the_protocol(
     variant: str, arguments: tuple[str, ...], bounds: Bounds, property: str
 ) -> None:
-    done = resumark(EXPLORE, "protocol", *arguments, "--variant", variant, "--json")
+    done = resumark(MODEL, "protocol", *arguments, "--variant", variant, "--json")
     (found,) = done.data["violations"]
     assert (done.code, found["property"]) == (1, property)
     model = bounded(bounds, variant_named(variant).rules())
@@ -282,7 +282,7 @@ def test_a_version_of_the_zoo_breaks_the_protocol(
     (clause,) = (clause for clause in model.clauses if clause.name == found["clause"])
     assert not holds(model, clause, state)
     assert done.data["sizes"]["variant"] == variant and done.data["symmetry"] is False
-    told = resumark(EXPLORE, "protocol", *arguments, "--variant", variant)
+    told = resumark(MODEL, "protocol", *arguments, "--variant", variant)
     assert told.code == 1
     assert "0 Bootstrapping, 1 WaitingForInput" in told.out
     assert len(re.findall(r"^ +\d+  (?:r\dk?\d?: |start)", told.out, re.MULTILINE)) == found["step"] + 1
@@ -293,12 +293,12 @@ def test_a_version_of_the_zoo_breaks_the_protocol(
 
 def test_every_field_is_documented(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cli_model, "two_phase", broken_two_phase)
-    data = resumark(EXPLORE, "two-phase", "--managers", "2", "--json").data
+    data = resumark(MODEL, "two-phase", "--managers", "2", "--json").data
     text = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
-    text = text[text.index("\n## `resumark explore`") : text.index("\n## `resumark zoo`")]
+    text = text[text.index("\n## `resumark model`") : text.index("\n## `resumark zoo`")]
     fields = [*data, *(f"violations[].{name}" for name in data["violations"][0])]
     assert [field for field in fields if f"`{field}`" not in text] == []
-    assert data["engine"] == "explore" and data["model"] == "two-phase" and data["sizes"] == {"managers": 2}
+    assert data["engine"] == "model" and data["model"] == "two-phase" and data["sizes"] == {"managers": 2}
     assert sum(data["levels"]) == data["states"] and len(data["levels"]) == data["depth"] + 1
 
 
@@ -317,16 +317,16 @@ def test_the_search_tells_how_far_it_has_come(monkeypatch: pytest.MonkeyPatch) -
         yield Shown(label, total, None)  # type: ignore[arg-type]
 
     monkeypatch.setattr(cli_model, "bar", bar)
-    resumark(EXPLORE, "two-phase", "--managers", "3")
+    resumark(MODEL, "two-phase", "--managers", "3")
     assert told[0] == "1 states, depth 0, 1 to go at this depth"
     assert len(told) > 10
 
 
 def test_a_process_of_its_own() -> None:
-    done = process(EXPLORE, "two-phase", "--managers", "3", "--json")
+    done = process(MODEL, "two-phase", "--managers", "3", "--json")
     assert (done.returncode, done.stderr) == (0, "")
     assert json.loads(done.stdout)["states"] == STATES[3]
-    again = process(EXPLORE, "protocol", "--variant", "no-grant-seq", PYTHONHASHSEED="7", PYTHONIOENCODING="ascii")
+    again = process(MODEL, "protocol", "--variant", "no-grant-seq", PYTHONHASHSEED="7", PYTHONIOENCODING="ascii")
     assert again.returncode == 1 and again.stdout.isascii()
 
 
