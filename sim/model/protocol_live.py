@@ -125,11 +125,10 @@ def live_model(bounds: Bounds, rules: ModelRules = PROTOCOL_RULES) -> Model:
             "faults=True: liveness is promised for finitely many faults; use faults=False, with aborts=N or crashes=N"
         )
     model, layout = bounded(bounds, rules), Layout(bounds)
-    names = {action.name for action in model.actions}
-    clocks = [action for action in _clocks(layout, rules) if action.name not in names]
-    actions = [action for action in model.actions if not (bounds.late and kind_of(action.name) == "a write breaks")]
+    left_out = (DEADLINE, *(("a write breaks",) if bounds.late else ()))
+    actions = [action for action in model.actions if kind_of(action.name) not in left_out]
     kept = tuple(group for group in model.symmetry if not _holds_a_request(group, layout))
-    return replace(model, actions=(*actions, *clocks), symmetry=kept, references=())
+    return replace(model, actions=(*actions, *_clocks(layout, rules)), symmetry=kept, references=())
 
 
 def _holds_a_request(group: Group, layout: Layout) -> bool:
@@ -148,8 +147,8 @@ def _clocks(layout: Layout, rules: ModelRules) -> Iterator[Action]:
             receiver.observe_failure(step, place, None)
 
         def lane_waits(step: Step, place: Place = place) -> Number:
-            may = sender.can_fail_lane(step, place, None) & step.rules.deadlines()
-            return may & late(step.ops, step.view)
+            may = sender.can_fail_lane(step, place, None) & step.rules.deadlines() & late(step.ops, step.view)
+            return may & negate(_is_unknown(step, place, layout.bounds))
 
         def fail_lane(step: Step, place: Place = place) -> None:
             sender.fail_lane(step, place, None)
@@ -187,8 +186,7 @@ def all_end(bounds: Bounds, rules: ModelRules = PROTOCOL_RULES) -> Expression:
 
     def expression(ops: Ops, view: View) -> Number:
         step = Step(ops, view, rules)
-        well = _all_are(step, places, kernel.SUCCESS, exactly=True)
-        return _all_are(step, places, kernel.SUCCESS, exactly=False) & (well | after_faults(ops, view))
+        return _all_over(step, bounds) & (_all_well(step, places) | after_faults(ops, view))
 
     return expression
 
@@ -199,7 +197,7 @@ def cleared(bounds: Bounds, rules: ModelRules = PROTOCOL_RULES) -> Expression:
 
     def expression(ops: Ops, view: View) -> Number:
         step = Step(ops, view, rules)
-        return _all_are(step, layout.places, kernel.SUCCESS, exactly=False) & _nothing_left(step, layout)
+        return _all_over(step, bounds) & _nothing_left(step, layout)
 
     return expression
 
@@ -210,13 +208,29 @@ def good_end(bounds: Bounds, rules: ModelRules = PROTOCOL_RULES) -> Expression:
     return lambda ops, view: ended(ops, view) & clear(ops, view)
 
 
-def _all_are(step: Step, places: Sequence[Place], state: int, *, exactly: bool) -> Number:
-    """Whether both sides of all requests are in a state, or (not ``exactly``) in it or beyond."""
+def _is_unknown(step: Step, place: Place, bounds: Bounds) -> Number:
+    """Whether the sender's process has no lane for a request, as it was never given it."""
+    room = step.part(place.room)
+    unknown = (room.s_boot > 1) & (room.l_state == kernel.BOOTSTRAPPING)
+    return step.view["late"] < 0 if bounds.resubmits else unknown
+
+
+def _all_over(step: Step, bounds: Bounds) -> Number:
+    """Whether all requests have ended on both sides. Where the sender knows nothing of one, it has nothing to end."""
+    result: Number = step.view["late"] >= 0
+    for place in Layout(bounds).places:
+        room = step.part(place.room)
+        lane = (room.l_state >= kernel.SUCCESS) | _is_unknown(step, place, bounds)
+        result = result & (room.state >= kernel.SUCCESS) & lane
+    return result
+
+
+def _all_well(step: Step, places: Sequence[Place]) -> Number:
+    """Whether all requests have succeeded on both sides."""
     result: Number = step.view["late"] >= 0
     for place in places:
         room = step.part(place.room)
-        for value in (room.state, room.l_state):
-            result = result & ((value == state) if exactly else (value >= state))
+        result = result & (room.state == kernel.SUCCESS) & (room.l_state == kernel.SUCCESS)
     return result
 
 

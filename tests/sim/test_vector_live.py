@@ -207,11 +207,19 @@ def test_a_search_that_did_not_end_is_not_judged() -> None:
     [
         Bounds(size=3, blocks=2, grant_blocks_max=1, faults=False, aborts=1),
         Bounds(size=2, faults=False, crashes=1, aborts=1, late=True, leases=True),
+        Bounds(size=2, faults=False, crashes=1, aborts=1, resubmits=False),
         Bounds(rooms=2, size=2, faults=False),
         Bounds(ranks=2, size=2, faults=False),
         Bounds(size=3, block_tokens=2, blocks=2, early_tokens=1, faults=False, aborts=1),
     ],
-    ids=["an abort", "a crash, late bytes", "two requests", "two ranks", "early grants"],
+    ids=[
+        "an abort",
+        "a crash, late bytes",
+        "a process that knows nothing",
+        "two requests",
+        "two ranks",
+        "early grants",
+    ],
 )
 def test_the_protocol_keeps_what_it_promises(bounds: Bounds) -> None:
     for answer in judged(bounds).values():
@@ -228,7 +236,7 @@ BROKEN: dict[str, tuple[Bounds, str]] = {
     "max-progress": (Bounds(ranks=2, size=2, faults=False), "L1"),
     "no-grant-seq": (Bounds(size=2, faults=False), "L1"),
     "late-status": (Bounds(size=1, faults=False, crashes=1), "L2"),
-    "silent-unknown-room": (Bounds(size=1, faults=False, crashes=1), "L1"),
+    "silent-unknown-room": (Bounds(size=1, faults=False, crashes=1, resubmits=False), "L1"),
 }
 """Versions of the zoo that break a promise, in which size, and which of them."""
 
