@@ -22,6 +22,8 @@ CPU_BUFFER_ROWS = 1 << 20
 GPU_ROWS_MIN, GPU_ROWS_MAX = 1 << 16, 1 << 22
 """Rows of a chunk on a GPU: enough that a kernel works for longer than its launch takes."""
 GPU_BUFFER_ROWS_MAX = 1 << 27
+INDEX_MAX = (1 << 31) - 1
+"""The table of truth values has at most so many, since a kernel may count them in 32 bits."""
 BUFFER_ROWS_MIN = 1 << 12
 CHUNK_SHARE, BUFFER_SHARE = 32, 24
 """Of a GPU's memory, at most one part in so many is taken by what a chunk needs, and by the buffer of successors.
@@ -84,7 +86,8 @@ class Device:
         rows, buffer_rows = CPU_ROWS, CPU_BUFFER_ROWS
         if self.bytes_free is not None:
             per_row = row_bytes + MOVES_GUESSED * (24 + 16 * words)
-            rows = _power_within(self.bytes_free // CHUNK_SHARE // per_row, GPU_ROWS_MIN, GPU_ROWS_MAX)
+            fit = min(self.bytes_free // CHUNK_SHARE // per_row, INDEX_MAX // row_bytes)
+            rows = _power_within(fit, GPU_ROWS_MIN, GPU_ROWS_MAX)
             buffer_rows = _power_within(self.bytes_free // BUFFER_SHARE // (8 * words), rows, GPU_BUFFER_ROWS_MAX)
         if memory_bytes is not None:
             fits = max(memory_bytes // LIMIT_SHARE // (8 * words), 1)

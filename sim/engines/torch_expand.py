@@ -111,7 +111,10 @@ class TorchExpander:
         self._plan = TorchPlan(device, roots, slots, homes)
         plans = [self._plan, *(effect.plan for effect in self._effects if effect.plan is not None)]
         actions = len(self._effects)
-        self.sizes: Sizes = device.sizes(self.words, pool_row_bytes(plans) + actions + 9, memory_bytes)
+        row_bytes = pool_row_bytes(plans) + actions + 9
+        self.sizes: Sizes = device.sizes(self.words, row_bytes, memory_bytes)
+        self.bytes = row_bytes * self.sizes.rows
+        """What registers and the table of truth values take."""
         self._allocate(plans)
         self.kernels = torch_fused.compiled(device, self._written) if fused else None
         self._chunks = 0
@@ -133,11 +136,6 @@ class TorchExpander:
         self._clear = [number([signed(effect.clear.get(word, _ALL_BITS)) for effect in effects]) for word in words]
         self._fixed = [number([signed(effect.fixed.get(word, 0)) for effect in effects]) for word in words]
         self._set = [any(word in effect.clear for effect in effects) for word in words]
-
-    @property
-    def bytes(self) -> int:
-        """What the registers and the table of truth values take, about."""
-        return int(self._table.nbytes + 9 * self.sizes.rows)
 
     def _written(self) -> tuple[str, str]:
         """The texts of the kernels that do the same at once."""
@@ -161,7 +159,9 @@ class TorchExpander:
         if self._deadlock:
             broken.logical_or_(degree == 0)
         first = self.torch.where(broken, self._every[:rows], rows).min()
-        ends = self.torch.searchsorted(moves, self._starts * rows)
+        ends = (
+            self.torch.searchsorted(moves, self._starts * rows) if len(moves) else self.torch.zeros_like(self._starts)
+        )
         answer = self.torch.cat((ends, degree.sum(dtype=ends.dtype).view(1), first.to(ends.dtype).view(1))).tolist()
         *found, transitions, at = answer
         for number, effect in enumerate(self._effects):
@@ -193,7 +193,10 @@ class TorchExpander:
         values = self._plan.run(columns, table)
         for _ in range(self._clauses):
             truths = next(values)
-            sound.logical_and_(truths) if self.torch.is_tensor(truths) else sound.mul_(bool(truths))
+            if self.torch.is_tensor(truths):
+                sound.logical_and_(truths)
+            elif not truths:
+                sound.fill_(False)
         for number, effect in enumerate(self._effects):
             moving = next(values)
             if not self.torch.is_tensor(moving):

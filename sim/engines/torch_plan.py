@@ -25,9 +25,8 @@ _CALLS = {
 }  # fmt: skip
 _WITH_NUMBER = {**_CALLS, "min": "clamp_max", "max": "clamp_min"}
 """The same where the right one is a number."""
-_MIRRORED = {"add": "add", "mul": "mul", "min": "min", "max": "max", "eq": "eq", "ne": "ne", "lt": "gt", "le": "ge",
-             "gt": "lt", "ge": "le"}  # fmt: skip
-"""What to call when left and right are exchanged."""
+_EXCHANGED = ("add", "mul", "min", "max", "eq", "ne")
+"""Where left and right may be exchanged."""
 
 Step = Callable[[list[Tensor], Tensors], None]
 """Computes one symbol: from registers and columns."""
@@ -145,8 +144,8 @@ class TorchPlan:
             return self._where_step(symbol, out)
         left, right = symbol.args
         kind = symbol.kind
-        if left.kind == CONST and kind in _MIRRORED:
-            left, right, kind = right, left, _MIRRORED[kind]
+        if left.kind == CONST and kind in _EXCHANGED:
+            left, right = right, left
         if right.kind == CONST:
             call, number = getattr(self.torch, _WITH_NUMBER[kind]), _number(right)
             at = self._place[left.number]
