@@ -28,6 +28,7 @@ from sim.model.protocol_live import (
     live_model,
     promises,
 )
+from sim.model.protocol_rules import PROTOCOL_RULES
 from sim.model.two_phase import ABORTED, COMMITTED, TM_ABORTED, two_phase
 from sim.prove.variants import MODEL_VARIANTS
 
@@ -235,7 +236,7 @@ BROKEN: dict[str, tuple[Bounds, str]] = {
     "all-or-nothing": (Bounds(size=2, faults=False), "L1"),
     "max-progress": (Bounds(ranks=2, size=2, faults=False), "L1"),
     "no-grant-seq": (Bounds(size=2, faults=False), "L1"),
-    "late-status": (Bounds(size=1, faults=False, crashes=1), "L2"),
+    "late-status": (Bounds(size=1, faults=False), "L1"),
     "silent-unknown-room": (Bounds(size=1, faults=False, crashes=1, resubmits=False), "L1"),
 }
 """Versions of the zoo that break a promise, in which size, and which of them."""
@@ -247,8 +248,19 @@ def test_a_version_that_never_ends_is_found_with_a_real_run(variant: str) -> Non
     answer = judged(bounds, variant)[promise]
     assert (answer.verdict, answer.coverage) == ("violated", "exhausted")
     is_real(live_model(bounds, MODEL_VARIANTS[variant].rules()), answer)
-    assert bool(answer.cycle) == (variant in ("no-grant-seq", "late-status"))
+    assert bool(answer.cycle) == (variant == "no-grant-seq")
     assert judged(bounds)[promise].verdict == "holds"  # it is the variant's doing
+
+
+def test_what_never_leaves_quarantine_is_l2_and_not_l1() -> None:
+    """A receiver to which no ABORT_ACK is a proof."""
+    bounds = Bounds(size=1, faults=False, aborts=1)
+    rules = replace(PROTOCOL_RULES, proof_counts=lambda boot, peer_boot: boot < 0)
+    model = live_model(bounds, rules)
+    first, second, *_ = judge_model(model, promises(bounds, rules), ProtocolFairness(bounds))
+    assert (first.verdict, second.verdict) == ("holds", "violated")
+    is_real(model, second)
+    assert second.stem[-1].state["r0k0_held"] == 1
 
 
 def test_no_fault_abort_or_deadline_still_to_come_counts_as_a_way_out() -> None:
