@@ -72,7 +72,10 @@ class Writer:
         """The same value in every lane."""
         kind = kind or self.numbers
         bits = kind.element.width
-        return self.ir.Constant(kind, [value & ((1 << bits) - 1)] * LANES)
+        number = value & ((1 << bits) - 1)
+        made = self.ir.Constant(kind, self.ir.Undefined)
+        made.get_reference = lambda: f"splat (i{bits} {number})"  # sixty-four equal numbers take long to write and read
+        return made
 
     def word(self, value: int) -> Any:
         """A scalar of 64 bits."""
@@ -474,12 +477,7 @@ def compiled(program: Program) -> tuple[Any, Callable[..., int]]:
     module = binding.parse_assembly(str(writer.write()))
     module.verify()
     cpu, features = binding.get_host_cpu_name(), binding.get_host_cpu_features().flatten()
-    target = binding.Target.from_default_triple().create_target_machine(cpu=cpu, features=features, opt=2)
-    options = binding.create_pipeline_tuning_options(speed_level=1)
-    passes = binding.create_pass_builder(target, options)
-    manager = binding.create_new_module_pass_manager()
-    manager.add_instruction_combine_pass()
-    manager.run(module, passes)
+    target = binding.Target.from_default_triple().create_target_machine(cpu=cpu, features=features, opt=1)
     engine = binding.create_mcjit_compiler(module, target)
     engine.finalize_object()
     function = ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_void_p] * 5, ctypes.c_int64)

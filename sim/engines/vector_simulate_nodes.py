@@ -240,7 +240,7 @@ class Nodes:
             return self.arithmetic("add", b, a) if a.value or b.op == "const" else b
         if op == "div" and b.value == 1:
             return a
-        if op == "mod" and 0 <= a.low and a.high < b.value:
+        if op == "mod" and a.low >= 0 and a.high < b.value:
             return a
         low, high = _bounds(op, a, b)
         return self.const(low) if low == high else self._make(op, (a, b), low, high, False)
