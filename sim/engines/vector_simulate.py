@@ -36,6 +36,8 @@ ENGINES = ("llvm", "numpy")
 ROUNDS = 1 << 12
 """Rounds between two reports of a group of compiled lanes."""
 ARRAY_ROUNDS = 8
+COMPILED_RUNS = 100_000
+"""From so many runs on it pays to compile."""
 
 OFTEN = {"resume", "same_blocks", "starvation"}
 """What only happens where a request takes more than one grant."""
@@ -91,20 +93,29 @@ class MassResult:
 
 
 class Mass:
-    """A size, ready to be simulated. ``engine`` is ``llvm``, ``numpy``, or empty for the faster one that is there.
+    """A size, ready to be simulated. ``engine`` is ``llvm``, ``numpy``, or empty: LLVM where it is there and there are
+    runs enough to pay for compiling.
 
-    Raises LocalError for a size that is not held, an unknown engine, or one that is not installed.
+    Raises LocalError for a size that is not held, or an unknown engine.
     """
 
     def __init__(
-        self, bounds: Bounds = USUAL, rules: ModelRules = PROTOCOL_RULES, *, engine: str = "", each_turn: bool = False
+        self, bounds: Bounds = USUAL, rules: ModelRules = PROTOCOL_RULES, *, engine: str = "", each_turn: bool = True
     ) -> None:
         if engine and engine not in ENGINES:
             raise LocalError(f"there is no engine '{engine}'; there are {', '.join(ENGINES)}")
-        self.engine = engine or ("llvm" if native.available() else "numpy")
+        self.engine = engine
         self.schedule: Schedule = mass_schedule(bounds, rules)
         self.program: Program = make_program(self.schedule, each_turn=each_turn)
-        self.lanes: Lanes = native.Native(self.program) if self.engine == "llvm" else Arrays(self.program)
+        self.lanes: Lanes | None = None
+
+    def prepare(self, runs: int) -> Lanes:
+        """What the runs are made on, made once. Raises LocalError for an engine that is not installed."""
+        if self.lanes is None:
+            if not self.engine:
+                self.engine = "llvm" if native.available() and runs >= COMPILED_RUNS else "numpy"
+            self.lanes = native.Native(self.program) if self.engine == "llvm" else Arrays(self.program)
+        return self.lanes
 
     def run(
         self, seed: int = 0, runs: int = 1000, *, keep: bool = False, progress: Callable[[int, int], None] | None = None,
@@ -114,7 +125,8 @@ class Mass:
         run in ``lanes.kept``. Raises LocalError for numbers out of range."""
         check_batch(seed, runs)
         began = clock()
-        lanes = self.lanes
+        lanes = self.prepare(runs)
+        prepared = clock()
         lanes.start(seed, runs, keep=keep)
         first: int | None = None
         rounds = ROUNDS if self.engine == "llvm" else ARRAY_ROUNDS
@@ -125,15 +137,16 @@ class Mass:
                 lanes.stop_at(first)
             if progress is not None:
                 progress(lanes.tally().runs, runs)
-        return self._result(seed, runs, first, clock() - began)
+        return self._result(lanes.tally(), seed, runs, first, (prepared - began, clock() - prepared))
 
     def replay(self, seed: int, run: int, *, judge: bool = True) -> RunReplay:
         """One run alone. Raises LocalError if model, turns and objects do not agree."""
         check_batch(seed, run + 1)
         return replay_run(self.schedule, seed, run, self.program.words, judge=judge)
 
-    def _result(self, seed: int, runs: int, first: int | None, elapsed_s: float) -> MassResult:
-        tally = self.lanes.tally()
+    def _result(
+        self, tally: Tally, seed: int, runs: int, first: int | None, took_s: tuple[float, float]
+    ) -> MassResult:
         counts = dict(tally.counts)
         turns = counts.pop(STEPS)
         replay = self.replay(seed, first) if first is not None else None
@@ -145,7 +158,7 @@ class Mass:
             verdict, bounds, seed, runs if first is None else first + 1, tally.runs * bounds.rooms, tally.rounds, turns,
             "" if replay is not None else f"{tally.digest:016x}", counts, () if replay is not None else missed,
             self.engine, "turn" if self.program.each_turn else "round", len(self.schedule.bounded.clauses), replay,
-            property, text, elapsed_s=elapsed_s,
+            property, text, *took_s,
         )  # fmt: skip
 
 
