@@ -227,14 +227,18 @@ class TorchExpander:
         if self.kernels is None:
             self._make(columns, seen, segment, out)
             return
-        self.kernels.make(columns, seen.moves[segment.low : segment.high], out, self._left)
-        if self._is_compared:
-            mine, left = [column.clone() for column in out], self._left.clone()
-            self._left.zero_()
-            self._make(columns, seen, segment, out)
-            self._compare("updates", [left], [self._left])
-            if not bool(left):  # a value that left its bounds may lie anywhere
-                self._compare("updates", mine, list(out))
+        if not self._is_compared:
+            self.kernels.make(columns, seen.moves[segment.low : segment.high], out, self._left)
+            return
+        earlier = self._left.clone()
+        self.kernels.make(columns, seen.moves[segment.low : segment.high], out, self._left.zero_())
+        mine, left = [column.clone() for column in out], self._left.clone()
+        self._left.zero_()
+        self._make(columns, seen, segment, out)
+        self._compare("updates", [left], [self._left])
+        if not bool(left):  # a value that left its bounds may lie anywhere
+            self._compare("updates", mine, list(out))
+        self._left |= earlier
 
     @property
     def _is_compared(self) -> bool:

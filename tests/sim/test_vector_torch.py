@@ -311,6 +311,15 @@ def test_kernels_written_for_drawn_models_say_the_same(written: None) -> None:
 
 
 @NO_GCC
+def test_bounds_that_are_left_are_told_from_kernels_that_differ(written: None, crumbs: None) -> None:
+    """One action leaves them, and the actions after it, which are made later, do not."""
+    fields = (Field("a", 0, 6), Field("b", 0, 3))
+    actions = [Action("b", lambda o, v: v.b < 3, lambda o, v: {"b": v.b + v.a // 3})]
+    actions += [Action(f"a{by}", lambda o, v: v.a < 5, lambda o, v, by=by: {"a": v.a + by}) for by in (1, 2)]
+    assert same(Model("late", fields, ({},), tuple(actions))) == "error"
+
+
+@NO_GCC
 @pytest.mark.parametrize("high", [9, 1 << 40])
 def test_kernels_have_every_operation(high: int, written: None) -> None:
     """A truth as a guard, a number as an update; the walk goes over every value of one field, and some of the other."""
