@@ -48,6 +48,7 @@ def seconds(value: float) -> str:
 def _styled(text: str) -> Text:
     """Text in which the words that matter have their colour."""
     styled = Text(text)
+    styled.highlight_words(["point of no return"], "bold red")
     for word, style in _WORDS.items():
         styled.highlight_words([word], style)
     return styled
@@ -175,30 +176,51 @@ def print_requests(console: Console, requests: Sequence[RequestReport]) -> None:
 # --- traces ---------------------------------------------------------------------------------------------
 
 
-def trace_lines(views: Sequence[StepView]) -> list[str]:
-    """One aligned line for each step, under a line of headings."""
+NO_RETURN_MARK = "*"
+"""Before the number of the step after which every continuation fails."""
+
+
+def trace_lines(views: Sequence[StepView], no_return: int | None = None) -> list[str]:
+    """One aligned line for each step, under a line of headings.
+
+    ``no_return`` is the step after which every continuation fails (0: all fail from the start): it has a mark before
+    its number, and a line under it says what that means.
+    """
     if not views:
         return ["(no steps)"]
     names = ["step", "what happens"]
     names += _names("sender", len(views[0].senders)) + _names("receiver", len(views[0].receivers))
     rows = [names]
-    rows += [[str(view.number), view.action, *view.senders, *view.receivers] for view in views]
+    rows += [[_step(view.number, no_return), view.action, *view.senders, *view.receivers] for view in views]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:
         first, *rest = row
         cells = [first.rjust(widths[0]), *(cell.ljust(width) for cell, width in zip(rest, widths[1:], strict=True))]
         lines.append("  ".join(cells).rstrip())
+    if no_return is not None:
+        lines.insert(no_return + 1, f"{NO_RETURN_MARK.rjust(widths[0])}  {no_return_text(no_return)}")
     return lines
+
+
+def _step(number: int, no_return: int | None) -> str:
+    return f"{NO_RETURN_MARK if number == no_return else ''}{number}"
+
+
+def no_return_text(step: int) -> str:
+    """What the mark in a trace means."""
+    if step == 0:
+        return "point of no return, at the start: without faults every run fails"
+    return "point of no return: from here every continuation fails"
 
 
 def _names(side: str, count: int) -> list[str]:
     return [side] if count == 1 else [f"{side} {rank}" for rank in range(count)]
 
 
-def print_trace(console: Console, views: Sequence[StepView]) -> None:
+def print_trace(console: Console, views: Sequence[StepView], no_return: int | None = None) -> None:
     """A trace in columns. A line is never folded: what is too wide for the terminal runs on."""
-    heading, *lines = trace_lines(views)
+    heading, *lines = trace_lines(views, no_return)
     console.print(Text(heading, style="bold"), soft_wrap=True)
     for line in lines:
         console.print(_styled(line), soft_wrap=True)

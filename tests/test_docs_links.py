@@ -128,13 +128,14 @@ def test_the_tutorial_shows_what_the_program_prints() -> None:
     from sim import zoo
     from sim.cli_view import views_of
     from sim.engines.check import check
+    from sim.engines.no_return import no_return
     from sim.render import trace_lines
 
     text = (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")
     shown = re.search(r"<!-- shown:indices-after -->\n```text\n(.*?)```", text, re.DOTALL)
     assert shown is not None
     found = check(zoo.scenario_for("indices-after")).violations[0]
-    assert shown.group(1).splitlines() == trace_lines(views_of(found.trace))
+    assert shown.group(1).splitlines() == trace_lines(views_of(found.trace), no_return(found.trace).step)
     assert f"The run has {_NUMBERS[shorter_run()]} steps" in text
 
 
