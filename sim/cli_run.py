@@ -34,8 +34,9 @@ from sim.cli_common import (
     save_trace,
     with_command,
 )
-from sim.cli_trace import print_views, shrink_progress
+from sim.cli_trace import point_json, point_of, print_views, shrink_progress
 from sim.engines.check import check
+from sim.engines.no_return import NoReturn
 from sim.engines.result import Found, Result
 from sim.engines.shrink import shrink
 from sim.engines.simulate import simulate
@@ -114,7 +115,8 @@ def check_command(
         )  # fmt: skip
     found = _found(result, command, trace)
     if json:
-        print_json(result_json("check", result, chosen, command, trace, {"machine": "flat", "only": only}))
+        point = _point_json(found)
+        print_json(result_json("check", result, chosen, command, trace, {"machine": "flat", "only": only, **point}))
     else:
         if found is not None:
             print_views(console, found.trace)
@@ -165,7 +167,8 @@ def simulate_command(
         )  # fmt: skip
     found = _found(result, command, trace)
     if json:
-        print_json(result_json("simulate", result, chosen, command, trace, {"machine": machine.value}))
+        point = _point_json(found)
+        print_json(result_json("simulate", result, chosen, command, trace, {"machine": machine.value, **point}))
     else:
         if found is not None:
             _print_shortened(console, found.trace)
@@ -202,6 +205,11 @@ def _found(result: Result, command: str, path: Path | None) -> Found | None:
     if path is not None:
         save_trace(with_command(found.trace, command), path)
     return found
+
+
+def _point_json(found: Found | None) -> dict[str, Any]:
+    """Where the run that was found could go well for the last time."""
+    return point_json(NoReturn(None, "") if found is None else point_of(found.trace, quiet=True))
 
 
 def _print_options(console: Console, engine: str, chosen: Chosen, drawn: list[tuple[str, str]], *, rate: bool) -> None:
