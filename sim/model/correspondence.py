@@ -8,7 +8,7 @@ the model allows and the world does not do (:data:`MODEL_ONLY`).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -30,7 +30,7 @@ from sim.world import Action, World
 TICKS = tuple(entry.name for entry in TICK)
 RESTART, UNKNOWN, NACKED, DEADLINE = "a restart is seen", "an unknown room", "abort or NACK", "a deadline passes"
 LANE_FAILS, COPY_ENDS, LEASE, STAGE = "the sender fails", "a copy ends", "lease", "stage"
-GRANT = "tick: grant"
+GRANT, STARVES = "tick: grant", "wait for blocks"
 LANDS, DONE, OWN, CRASH = "bytes land", "the write is done", "own completion", "the sender crashes"
 
 ALIKE = dict.fromkeys((RESTART, UNKNOWN, NACKED, DEADLINE), "a failure is seen")
@@ -85,9 +85,9 @@ def model_of(scenario: Scenario, bounds: Bounds, *, whole: bool = False) -> Mode
     required = int(bounds.late or scenario.schedule.notice_lags)
     fields = [f._replace(low=required, high=required) if f.name == "landed_required" else f for f in model.fields]
     initial = [{**start, "landed_required": required} for start in model.initial]
-    actions = [action if whole else _restricted(action, scenario, Layout(bounds)) for action in model.actions]
-    kept = tuple(action for action in actions if action is not None)
-    return replace(model, fields=tuple(fields), initial=tuple(initial), actions=kept)
+    model = replace(model, fields=tuple(fields), initial=tuple(initial))
+    kinds = [kind for kind, restriction in MODEL_ONLY.items() if restriction.where(scenario)]
+    return model if whole else as_the_world_does(model, bounds, kinds)
 
 
 # --- what only one of them has ---------------------------------------------------------------------------
@@ -139,13 +139,20 @@ MODEL_ONLY: dict[str, Restriction] = {
 """By the kind of an action: what the model allows, and the world never does. The rest of the model is compared."""
 
 
-def _restricted(action: ModelAction, scenario: Scenario, layout: Layout) -> ModelAction | None:
-    restriction = MODEL_ONLY.get(kind_of(action.name))
-    if restriction is None or not restriction.where(scenario):
-        return action
-    kept = restriction.kept
-    if kept is None:
-        return None
+def as_the_world_does(model: Model, bounds: Bounds, kinds: Sequence[str]) -> Model:
+    """A model without those steps of :data:`MODEL_ONLY` that are of the kinds named."""
+    layout, kept = Layout(bounds), []
+    for action in model.actions:
+        kind = kind_of(action.name)
+        restriction = MODEL_ONLY[kind] if kind in kinds else None
+        if restriction is None:
+            kept.append(action)
+        elif restriction.kept is not None:
+            kept.append(_restricted(action, restriction.kept, layout))
+    return replace(model, actions=tuple(kept))
+
+
+def _restricted(action: ModelAction, kept: Callable[[Step, Place, Layout], Number], layout: Layout) -> ModelAction:
     prefix = action.name.partition(":")[0]
     places = [place for place in layout.places if place.room == prefix or place.room.partition("k")[0] == prefix]
 
@@ -171,6 +178,28 @@ def eager(scenario: Scenario) -> frozenset[str]:
     elif not schedule.notice_lags:
         kinds.append(DONE)
     return frozenset(kinds)
+
+
+def world_steps(names: Sequence[str], scenario: Scenario) -> int:
+    """How many steps of the world a run of the model is, given by the names of its actions.
+
+    What the world does within another step counts nothing (:func:`eager`). Ticks belong to the step before them, as
+    far as they are one tick, which decides about each request at most once and then grants to it at most once; what
+    does not fit into that is a tick more, and counts as a step.
+    """
+    within = eager(scenario) | {STARVES}
+    steps = 0
+    ticked: dict[str, int] = {}
+    for name in names:
+        kind, request = kind_of(name), name.partition(":")[0]
+        if kind in within:
+            continue
+        done = 0 if kind not in TICKS else 2 if kind == GRANT else 1
+        if done <= ticked.get(request, 0):
+            steps, ticked = steps + 1, {}
+        if done:
+            ticked[request] = done
+    return steps
 
 
 # --- step by step ----------------------------------------------------------------------------------------

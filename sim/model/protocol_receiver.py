@@ -312,7 +312,7 @@ def hear_gone(step: Step, place: Place, choice: Choice) -> None:
     room, ops = step.part(place.room), step.ops
     _release_blocks(step, place, room.held == 1)
     room.held = 0
-    needs = (room.total == UNKNOWN) | (room.landed < room.total)
+    needs = ((room.total == UNKNOWN) | (room.landed < room.total)) & step.rules.boot_change_fences()
     step.put(room, is_live(room), peer_gone=1, failure=ops.where(needs, 1, room.failure))
 
 
