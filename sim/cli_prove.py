@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from time import perf_counter
 from typing import Annotated, Any
 
@@ -18,9 +18,10 @@ from sim import render
 from sim.cli_common import JsonOption, command_line, exit_with, output, print_json, reports_errors
 from sim.engines.result import EXIT_SAFETY, EXIT_UNKNOWN
 from sim.model.protocol import symbolic
-from sim.progress import bar
+from sim.progress import Bar, bar
 from sim.prove.conditions import FAILED, PROVED, START, Condition, Prover
 from sim.prove.outcome import NOT_HELD, VariantOutcome, counterexample, exit_code_of, prove_zoo
+from sim.prove.ranking import Ranking
 from sim.prove.variants import ModelVariant, variant_named
 
 STYLES = {PROVED: "green", FAILED: "bold red"}
@@ -48,9 +49,9 @@ def prove_command(
 ) -> None:
     """Prove the protocol's invariant for any number of requests, tokens, blocks, grants and messages.
 
-    Each clause must hold at the start and be kept by each action. Then each version of the zoo is shown with the
-    condition that it breaks. Exit code 0 if all is proved, 1 if a safety condition failed, 3 if only a progress
-    condition did.
+    Each clause must hold at the start and be kept by each action. A ranking argument says that no request goes on for
+    ever, and that none stands still without a reason. Then each version of the zoo is shown with the condition that it
+    breaks. Exit code 0 if all is proved, 1 if a safety condition failed, 3 if only a condition of progress did.
     """
     chosen = variant_named(variant) if variant is not None else variant_named("watermark")
     if chosen.not_held:
@@ -59,25 +60,34 @@ def prove_command(
     started = perf_counter()
     prover = Prover(symbolic(chosen.rules()), perf_counter)
     with bar("proving", quiet=json) as shown:
-        results = []
-        for condition in prover.prove():
-            results.append(condition)
-            if shown is not None:
-                shown.update(text=condition.clause)
+        results = _all(prover.prove(), shown)
+        invariant_s = perf_counter() - started
+        argument = _all(Ranking(prover).prove(), shown)
     elapsed_s = perf_counter() - started
-    code = exit_code_of(results)
+    code = exit_code_of([*results, *argument])
     zoo: list[VariantOutcome] = []
     if variant is None:
         zoo = list(prove_zoo(perf_counter))
         if code == 0 and not all(outcome.as_expected for outcome in zoo):
             code = EXIT_SAFETY
     if json:
-        print_json(_as_json(chosen, prover, results, zoo, elapsed_s, code))
+        print_json(_as_json(chosen, prover, [*results, *argument], zoo, elapsed_s, code))
     else:
-        print_proof(output(), chosen, prover, results, elapsed_s, whole=variant is None)
+        print_proof(
+            output(), chosen, prover, results, argument, (invariant_s, elapsed_s - invariant_s), whole=variant is None
+        )
         if zoo:
             print_zoo(output(), zoo)
     exit_with(code)
+
+
+def _all(conditions: Iterator[Condition], shown: Bar | None) -> list[Condition]:
+    found = []
+    for condition in conditions:
+        found.append(condition)
+        if shown is not None:
+            shown.update(text=condition.clause)
+    return found
 
 
 def print_not_held(variant: ModelVariant, json: bool) -> None:
@@ -97,36 +107,43 @@ def print_proof(
     variant: ModelVariant,
     prover: Prover,
     results: Sequence[Condition],
-    elapsed_s: float,
+    argument: Sequence[Condition],
+    elapsed_s: tuple[float, float],
     *,
     whole: bool,
 ) -> None:
-    """Each condition with its result and time, under the words of its clause; then counterexamples, and the sum."""
+    """Each condition with its result and time, under the words of its clause; then counterexamples, and the sums: of
+    the invariant with its progress conditions, and of the ranking argument."""
     failed = sorted(
         (condition for condition in results if condition.result != PROVED),
         key=lambda condition: (condition.title != variant.breaks, condition.clause[0] != condition.action[:1]),
     )
     if whole:
-        for title in dict.fromkeys(condition.clause for condition in results):
-            print_clause(console, [condition for condition in results if condition.clause == title])
+        for conditions in (results, argument):
+            for title in dict.fromkeys(condition.clause for condition in conditions):
+                print_clause(console, [condition for condition in conditions if condition.clause == title])
     for condition in failed[:FAILED_SHOWN_MAX]:
         print_counterexample(console, prover, condition)
-    for condition in failed[FAILED_SHOWN_MAX:]:
+    for condition in (*failed[FAILED_SHOWN_MAX:], *(c for c in argument if c.result != PROVED)):
         console.print(
             Text(f"{condition.result}: {_where(condition)}", style=STYLES.get(condition.result, "bold yellow"))
         )
-    proved = len(results) - len(failed)
-    text = f"{render.plural(proved, 'condition')} proved"
-    text += f", {len(failed)} not" if failed else ""
-    console.print(
-        Text(f"{text}, in {render.seconds(elapsed_s)} on 1 core.", style="bold red" if failed else "bold green")
-    )
+    print_sum(console, results, "conditions proved", elapsed_s[0])
     console.print(
         f"{render.plural(prover.untouched, 'condition')} more hold because the action changes nothing that the clause "
         "speaks of."
     )
+    print_sum(console, argument, "conditions of the ranking argument proved", elapsed_s[1])
     if not whole and variant.breaks:
         console.print(f"'{variant.name}' is known to break: {variant.breaks}.")
+
+
+def print_sum(console: Console, conditions: Sequence[Condition], what: str, elapsed_s: float) -> None:
+    """How many were proved, and the time that it took."""
+    failed = sum(condition.result != PROVED for condition in conditions)
+    text = f"{len(conditions) - failed} {what}" + (f", {failed} not" if failed else "")
+    style = "bold red" if failed else "bold green"
+    console.print(Text(f"{text}, in {render.seconds(elapsed_s)} on 1 core.", style=style))
 
 
 def _where(condition: Condition) -> str:

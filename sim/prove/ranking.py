@@ -15,17 +15,17 @@ is judged on whole graphs of bounded size (:mod:`sim.engines.vector_live`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from fsm import kernel
 from fsm.kernel import UNKNOWN, Number
 from sim.model.form import State
-from sim.model.protocol import CLAIM_FIELDS, ROOM_FIELDS, Symbolic
+from sim.model.protocol import CLAIM_FIELDS, ROOM_FIELDS
 from sim.model.protocol_parts import Part, Step
 from sim.model.protocol_receiver import Place, grant_end, is_live, latest
 from sim.model.protocol_sender import lane_is_live
-from sim.prove.conditions import FAILED, PROVED, Condition, Prover
+from sim.prove.conditions import FAILED, PROVED, START, Condition, Prover
 from sim.prove.conditions import UNKNOWN as GAVE_UP
 from sim.prove.standstill import LEMMAS, MOVES, says, stands_still_for_a_reason
 
@@ -85,13 +85,12 @@ def fields_of(place: Place) -> tuple[str, ...]:
 
 
 class Ranking:
-    """Proves the argument for the first request of a composition, which is any one. ``clock`` is read around each
-    condition. Raises LocalError where z3 is not installed."""
+    """Proves the argument for the first request of a prover's composition, which is any one."""
 
-    def __init__(self, symbolic: Symbolic, clock: Callable[[], float]) -> None:
-        self.prover = Prover(symbolic, clock)
-        self.symbolic, self.clock = symbolic, clock
-        self.place = symbolic.places[0]
+    def __init__(self, prover: Prover) -> None:
+        self.prover = prover
+        self.symbolic, self.clock = prover.symbolic, prover.clock
+        self.place = prover.symbolic.places[0]
         self.own = [name for name in fields_of(self.place) if name in self.prover.values]
         self.untouched = 0
         """Actions that change nothing of the request, as they are written."""
@@ -131,7 +130,7 @@ class Ranking:
         begins, solver = self.prover.assuming(start=True), self.prover.assuming()
         for name, lemma in LEMMAS:
             formula = self._raw(lemma(self._step(), self.place))
-            yield self._ask(begins, name, says(lemma), z3.Not(formula))
+            yield self._ask(begins, name, says(lemma), z3.Not(formula), kind=START)
             for action in self.symbolic.model.actions:
                 update = self._updated(action.update(self.prover.ops, self.prover.view))
                 after = z3.substitute(formula, *[(values[name].value, value) for name, value in update.items()])
@@ -166,13 +165,15 @@ class Ranking:
     def _changed(self, update: dict[str, Any]) -> list[Any]:
         return [update[name] != self.prover.values[name].value for name in self.own if name in update]
 
-    def _ask(self, solver: Any, clause: str, text: str, denied: Any, action: str = "") -> Condition:
+    def _ask(
+        self, solver: Any, clause: str, text: str, denied: Any, action: str = "", *, kind: str = RANKING
+    ) -> Condition:
         started = self.clock()
         answer = str(solver.check(denied))
         before = self._state(solver.model()) if answer == "sat" else None
         result = {"unsat": PROVED, "sat": FAILED}.get(answer, GAVE_UP)
         title = f"{self.place.room}: {clause}"
-        return Condition(RANKING, title, "progress", text, action, result, self.clock() - started, before)
+        return Condition(kind, title, "progress", text, action, result, self.clock() - started, before)
 
     def _state(self, found: Any) -> State:
         values = self.prover.values.items()

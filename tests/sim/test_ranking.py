@@ -15,16 +15,17 @@ from sim.model.protocol_bounded import Bounds, Layout, bounded
 from sim.model.protocol_live import FAIRNESS
 from sim.model.protocol_parts import Step
 from sim.prove import ranking
-from sim.prove.conditions import FAILED, PROVED, Condition
+from sim.prove.conditions import FAILED, PROVED, Condition, Prover
 from sim.prove.ranking import CHANGES, CRASH, FALLS, NATURAL, REASON, Ranking, fields_of, measure
 from sim.prove.standstill import LEMMAS, MOVES, REASONS, is_done, stands_still_for_a_reason
 from sim.prove.variants import MODEL_VARIANTS
+from tests.sim.cli_kit import resumark
 
 pytest.importorskip("z3")
 
 
 def proof(variant: str = "watermark") -> Ranking:
-    return Ranking(symbolic(MODEL_VARIANTS[variant].rules()), lambda: 0.0)
+    return Ranking(Prover(symbolic(MODEL_VARIANTS[variant].rules()), lambda: 0.0))
 
 
 def in_ints(model: Symbolic, state: dict[str, int]) -> Step:
@@ -131,3 +132,13 @@ def test_the_measure_falls_in_runs_of_the_bounded_model(bounds: Bounds) -> None:
                     fell += 1
             state = after
     assert fell > 60
+
+
+def test_the_command_proves_the_argument_too() -> None:
+    done = resumark("prove", "--variant", "watermark-five")
+    assert done.code == 0
+    assert "97 conditions of the ranking argument proved, in" in done.out
+    done = resumark("prove", "--variant", "no-grant-seq")
+    assert done.code == 1
+    assert "failed: progress a: the measure falls (a: receive GRANT)" in done.out
+    assert "95 conditions of the ranking argument proved, 2 not" in done.out
