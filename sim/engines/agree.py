@@ -16,7 +16,7 @@ in which it is still to be done is none of the world's), and so is a tick, which
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -45,6 +45,14 @@ FOREVER_TICKS = 1_000_000
 
 BATCH = 2_048
 """So many states of the world are projected at once."""
+
+Progress = Callable[[int, int], None]
+"""Told now and then: states of the world that were found, and how many of them are still to be expanded."""
+
+
+class TooLarge(LocalError):
+    """Either graph has more states than were allowed."""
+
 
 Path = tuple[tuple[int, int, int], ...]
 """Steps of the model: state before, action, state after."""
@@ -82,12 +90,18 @@ class ScalarGraph:
     """Every state of a scenario that the scalar engine tells apart, and every step. ``shown[state][token]`` is what a
     state shows while that token is followed.
 
-    ``endless`` names faults whose budget is never used up. Raises LocalError for more than ``states_max`` states, and
-    for a scenario in which a property is broken.
+    ``endless`` names faults whose budget is never used up. Raises TooLarge for more than ``states_max`` states, and
+    LocalError for a scenario in which a property is broken.
     """
 
     def __init__(
-        self, scenario: Scenario, projection: Projection, rows: Rows, endless: Iterable[str], states_max: int
+        self,
+        scenario: Scenario,
+        projection: Projection,
+        rows: Rows,
+        endless: Iterable[str],
+        states_max: int,
+        progress: Progress | None,
     ) -> None:
         self.world = new_world(scenario)
         self.space = StateSpace(self.world)
@@ -101,10 +115,10 @@ class ScalarGraph:
         self.steps = 0
         self._cues: dict[Cue, Cue] = {}
         self._unread: list[State] = []
-        self._search(states_max)
+        self._search(states_max, progress)
         self._show()
 
-    def _search(self, states_max: int) -> None:
+    def _search(self, states_max: int, progress: Progress | None) -> None:
         first = self.space.save()
         self.space.remember()
         self.space.dirty()
@@ -113,8 +127,10 @@ class ScalarGraph:
         while number < len(self.keys):
             self._expand(number)
             number += 1
+            if progress is not None and number % BATCH == 0:
+                progress(len(self.keys), len(self.keys) - number)
             if len(self.keys) > states_max:
-                raise LocalError(f"the scenario has more than {states_max:,} states; choose a smaller one")
+                raise TooLarge(f"the scenario has more than {states_max:,} states; choose a smaller one")
 
     def _add(self, key: Key) -> int:
         number = self.index.setdefault(key, len(self.keys))
@@ -194,7 +210,7 @@ class ModelGraph:
         try:
             result = search.run(states_max=states_max)
             if result.verdict != "holds":
-                raise LocalError(f"the model was not exhausted ({result.bound}); choose a smaller scenario")
+                raise TooLarge(f"the model was not exhausted ({result.bound}); choose a smaller scenario")
             self._read(search.graph, rows)
         finally:
             search.close()
@@ -290,9 +306,10 @@ class Agreement:
     unneeded: list[Unneeded] = field(default_factory=list)
 
     @property
-    def equal(self) -> bool:
-        """Whether each step of either graph is one of the other."""
-        return self.mismatch is None and not self.unneeded
+    def verdict(self) -> str:
+        """``equal``: each step of either graph is one of the other; ``followed``: each step of the world is one of the
+        model; ``differs``."""
+        return "differs" if self.mismatch is not None else "followed" if self.unneeded else "equal"
 
     def kinds(self) -> dict[str, int]:
         """How many steps were not needed, by the kind of their action."""
@@ -309,12 +326,13 @@ def agree(
     whole: bool = False,
     model: Model | None = None,
     states_max: int = STATES_MAX,
+    progress: Progress | None = None,
 ) -> Agreement:
     """Compare the graphs of a scenario and of the model of its size.
 
     ``endless`` names faults whose budget is not used up. ``whole`` leaves in the model what the world does not do
     (:data:`sim.model.correspondence.MODEL_ONLY`). ``model`` is another model than :func:`model_of` makes. Raises
-    LocalError for a scenario that is too large, or has what the model does not hold.
+    TooLarge for a scenario that is too large, and LocalError for one that has what the model does not hold.
     """
     time = msgspec.structs.replace(scenario.time, tombstone_ticks=FOREVER_TICKS)
     scenario = msgspec.structs.replace(scenario, time=time)
@@ -322,7 +340,7 @@ def agree(
     model = model or model_of(scenario, bounds, whole=whole)
     projection = Projection(Layout(bounds), landed_required=model.initial[0]["landed_required"] == 1)
     rows = Rows()
-    scalar = ScalarGraph(scenario, projection, rows, endless, states_max)
+    scalar = ScalarGraph(scenario, projection, rows, endless, states_max, progress)
     return _Walk(scalar, ModelGraph(model, projection, rows, states_max), eager(scenario)).run()
 
 
@@ -526,4 +544,4 @@ def _way(before: dict[int, tuple[int, int] | None], at: int) -> Path:
     return tuple(reversed(steps))
 
 
-__all__ = ["Agreement", "Mismatch", "Unneeded", "agree"]
+__all__ = ["Agreement", "Mismatch", "TooLarge", "Unneeded", "agree"]
