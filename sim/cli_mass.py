@@ -91,8 +91,10 @@ def simulate_vector(
     if not json:
         facts = [("seed", str(seed)), ("runs", render.number(runs)), ("judged", _judged_text(mass, judge))]
         _print_options(console, of, facts)
-    with bar("compiling", quiet=json):
-        mass.prepare(runs)
+    with bar("compiling", quiet=json) as shown:
+        if shown is not None:
+            shown.update(text="lanes")
+        mass.prepare(runs, monotonic)
     with bar("running", runs, quiet=json) as shown:
         result = mass.run(seed, runs, progress=_progress(shown), clock=monotonic)
     code = _exit_code(result.verdict, result.property)
@@ -127,7 +129,8 @@ def _progress(shown: Bar | None) -> Any:
 
 def _judged_text(mass: Mass, judge: JudgeName) -> str:
     clauses = render.plural(len(mass.schedule.bounded.clauses), "clause")
-    when = "after each turn, those that speak of what it changed" if judge is JudgeName.turn else "at the end of a round"
+    each = judge is JudgeName.turn
+    when = "after each turn, those that speak of what it changed" if each else "at the end of a round"
     return f"{clauses}: {when}"
 
 
@@ -168,8 +171,8 @@ def _facts(result: MassResult) -> list[tuple[str, str | Text]]:
     facts: list[tuple[str, str | Text]] = []
     if result.replay is not None:
         facts.append(("verdict", Text.assemble(styled, f": {result.property} {result.text}".replace(":  ", ": "))))
-        facts.append(("", f"run {result.replay.run}, after step {len(result.replay.steps)}, in round {result.replay.rounds}; "
-                      "no run before it broke anything when it was judged"))  # fmt: skip
+        where = f"run {result.replay.run}, after step {len(result.replay.steps)}, in round {result.replay.rounds}"
+        facts.append(("", f"{where}; no run before it broke anything when it was judged"))
     else:
         missed = f": never seen: {', '.join(result.missed)}; make more runs" if result.missed else ""
         facts.append(("verdict", Text.assemble(styled, missed)))
@@ -220,8 +223,8 @@ def _run_facts(replay: RunReplay, property: str, text: str) -> list[tuple[str, s
     if replay.objects_digest is None:
         facts.append(("objects", "not driven: this is a wrong version, and the objects follow the protocol"))
     elif replay.agrees:
-        facts.append(("objects", "the same digest: real receivers and senders, driven beside it, decided alike and were "
-                      "in the same state after each step"))  # fmt: skip
+        alike = "real receivers and senders, driven beside it, decided alike and were in the same state after each step"
+        facts.append(("objects", f"the same digest: {alike}"))
     else:
         facts.append(("objects", Text(f"{replay.objects_digest:016x}: they decided otherwise", "bold red")))
     return facts

@@ -1,10 +1,11 @@
 """Mass simulation: very many random runs of the protocol model, in lanes that go in lock step.
 
 Each run is a function of the sizes, the seed and its number alone: random numbers are counted, not kept
-(:mod:`sim.engines.vector_simulate_draws`). What a run may do is :mod:`sim.model.protocol_mass`; every clause of the
-invariant is judged at the end of each round of each run, or after each turn if that is asked for. A run that does not end
-is L1. Of what is decided each run keeps a digest; the digest of a batch is a sum over its runs, each bound to its number,
-so it depends neither on how many lanes there are nor on what runs them: numpy, or machine code made by LLVM.
+(:mod:`sim.engines.vector_simulate_draws`). What a run may do is :mod:`sim.model.protocol_mass`; after each turn of each
+run every clause of the invariant is judged that speaks of what the turn changed, or all at the end of each round. A run
+that does not end is L1. Of what is decided each run keeps a digest; the digest of a batch is a sum over its runs, each
+bound to its number, so it depends neither on how many lanes there are nor on what runs them: numpy, or machine code
+made by LLVM.
 
 A batch that breaks something names the first run that does, which is then made again alone, step by step
 (:mod:`sim.engines.vector_simulate_replay`).
@@ -108,25 +109,32 @@ class Mass:
         self.schedule: Schedule = mass_schedule(bounds, rules)
         self.program: Program = make_program(self.schedule, each_turn=each_turn)
         self.lanes: Lanes | None = None
+        self.prepared_s = 0.0
 
-    def prepare(self, runs: int) -> Lanes:
+    def prepare(self, runs: int, clock: Callable[[], float] = no_clock) -> Lanes:
         """What the runs are made on, made once. Raises LocalError for an engine that is not installed."""
+        began = clock()
         if self.lanes is None:
             if not self.engine:
                 self.engine = "llvm" if native.available() and runs >= COMPILED_RUNS else "numpy"
             self.lanes = native.Native(self.program) if self.engine == "llvm" else Arrays(self.program)
+            self.prepared_s = clock() - began
         return self.lanes
 
     def run(
-        self, seed: int = 0, runs: int = 1000, *, keep: bool = False, progress: Callable[[int, int], None] | None = None,
+        self,
+        seed: int = 0,
+        runs: int = 1000,
+        *,
+        keep: bool = False,
+        progress: Callable[[int, int], None] | None = None,
         clock: Callable[[], float] = no_clock,
-    ) -> MassResult:  # fmt: skip
+    ) -> MassResult:
         """Runs 0 to ``runs - 1`` of a seed, or up to the first that breaks something. ``keep`` keeps the digest of each
         run in ``lanes.kept``. Raises LocalError for numbers out of range."""
         check_batch(seed, runs)
+        lanes = self.prepare(runs, clock)
         began = clock()
-        lanes = self.prepare(runs)
-        prepared = clock()
         lanes.start(seed, runs, keep=keep)
         first: int | None = None
         rounds = ROUNDS if self.engine == "llvm" else ARRAY_ROUNDS
@@ -137,16 +145,14 @@ class Mass:
                 lanes.stop_at(first)
             if progress is not None:
                 progress(lanes.tally().runs, runs)
-        return self._result(lanes.tally(), seed, runs, first, (prepared - began, clock() - prepared))
+        return self._result(lanes.tally(), seed, runs, first, clock() - began)
 
     def replay(self, seed: int, run: int, *, judge: bool = True) -> RunReplay:
         """One run alone. Raises LocalError if model, turns and objects do not agree."""
         check_batch(seed, run + 1)
         return replay_run(self.schedule, seed, run, self.program.words, judge=judge)
 
-    def _result(
-        self, tally: Tally, seed: int, runs: int, first: int | None, took_s: tuple[float, float]
-    ) -> MassResult:
+    def _result(self, tally: Tally, seed: int, runs: int, first: int | None, elapsed_s: float) -> MassResult:
         counts = dict(tally.counts)
         turns = counts.pop(STEPS)
         replay = self.replay(seed, first) if first is not None else None
@@ -158,7 +164,7 @@ class Mass:
             verdict, bounds, seed, runs if first is None else first + 1, tally.runs * bounds.rooms, tally.rounds, turns,
             "" if replay is not None else f"{tally.digest:016x}", counts, () if replay is not None else missed,
             self.engine, "turn" if self.program.each_turn else "round", len(self.schedule.bounded.clauses), replay,
-            property, text, *took_s,
+            property, text, self.prepared_s, elapsed_s,
         )  # fmt: skip
 
 

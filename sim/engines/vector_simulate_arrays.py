@@ -1,7 +1,7 @@
 """Lanes as numpy arrays: a column for each field, and everything that a turn does as calls on whole columns.
 
-What many lanes do in a round is worked out for all of them and put where it is done; what few do is worked out for those
-few. Columns are as narrow as they can be. A choice between two numbers is made of bits, ``((a ^ b) & mask) ^ b``, since
+What many lanes do in a round is worked out for all of them and put where it is done; what few do, for those few.
+Columns are as narrow as they can be. A choice between two numbers is made of bits, ``((a ^ b) & mask) ^ b``, since
 numpy's own takes far longer where it cannot be foreseen.
 """
 
@@ -17,7 +17,7 @@ from sim.engines import vector_simulate_draws as draws
 from sim.engines.vector_simulate_draws import NIBBLES
 from sim.engines.vector_simulate_nodes import Node, fields_of, parts_of
 from sim.engines.vector_simulate_program import LaneTurn, Program, Stop, Tally
-from sim.model.protocol_mass import FAULTS_LEFT
+from sim.model.protocol_mass_parts import FAULTS_LEFT
 
 LANES = 1 << 14
 """Lanes that go side by side: what is computed of them stays in the second level cache."""
@@ -34,7 +34,7 @@ Call = tuple[Callable[..., Any], tuple[Any, ...]]
 
 
 class _Op(NamedTuple):
-    """One call: ``op`` of earlier values (their numbers, or nodes that are constants or fields) into register ``out``."""
+    """One call: ``op`` of earlier values, fields or constants, into register ``out``."""
 
     op: str
     args: tuple[Any, ...]

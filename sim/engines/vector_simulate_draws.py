@@ -7,6 +7,7 @@ that grows by an odd number, and a mix of its bits.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -37,7 +38,7 @@ def _number(like: Word, value: int) -> Word:
 
 def mix64(value: Word) -> Word:
     """A word whose every bit depends on every bit of ``value``; no two values give the same."""
-    n = lambda number: _number(value, number)  # noqa: E731
+    n = partial(_number, value)
     value = _wrap((value ^ (value >> n(30))) * n(FIRST))
     value = _wrap((value ^ (value >> n(27))) * n(SECOND))
     return value ^ (value >> n(31))
@@ -59,7 +60,7 @@ def word(key: Word, number: Word) -> Word:
 
 
 class Head(NamedTuple):
-    """What is drawn of a run before its first round: the token that is followed, and how many rounds may have faults."""
+    """What is drawn of a run before its first round: its start state, and how many rounds may have faults."""
 
     start: Word
     faults: Word
@@ -68,7 +69,7 @@ class Head(NamedTuple):
 def head(key: Word, starts: int) -> Head:
     """Half of the runs have no faults; the others have up to 32 rounds of them."""
     drawn = mix64(key ^ _number(key, HEAD))
-    n = lambda number: _number(key, number)  # noqa: E731
+    n = partial(_number, key)
     start = ((drawn & n(0xFFFF)) * n(starts)) >> n(16)
     rounds = (drawn >> n(16)) & n(31)
     some = (rounds >> n(4)) & n(1)

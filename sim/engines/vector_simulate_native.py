@@ -21,7 +21,7 @@ from sim.engines import vector_simulate_draws as draws
 from sim.engines.vector_simulate_draws import MASK, NIBBLES
 from sim.engines.vector_simulate_nodes import Node, parts_of
 from sim.engines.vector_simulate_program import LaneTurn, Program, Stop, Tally, is_draw
-from sim.model.protocol_mass import FAULTS_LEFT
+from sim.model.protocol_mass_parts import FAULTS_LEFT
 
 LANES = 64
 """Lanes of a group."""
@@ -465,7 +465,8 @@ def _aligned(shape: tuple[int, int], kind: Any) -> NDArray[Any]:
     count = shape[0] * shape[1] * np.dtype(kind).itemsize
     raw = np.zeros(count + LANES, np.uint8)
     shift = -raw.ctypes.data % LANES
-    return raw[shift : shift + count].view(kind).reshape(shape)
+    aligned: NDArray[Any] = raw[shift : shift + count].view(kind).reshape(shape)
+    return aligned
 
 
 def compiled(program: Program) -> tuple[Any, Callable[..., int]]:

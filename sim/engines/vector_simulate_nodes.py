@@ -1,7 +1,7 @@
 """Expressions of a model, made smaller for programs that handle many lanes at a time.
 
 A :class:`Node` says what a :class:`~sim.model.symbol.Symbol` says, with as few operations as simple rules find: what is
-the same in all states of the model is a constant, a flag that is compared with 1 is the truth value itself, and a choice
+the same in all states of the model is a constant, a flag that is compared with 1 is the truth value itself, a choice
 between equals is none. Equal nodes are one node.
 """
 
@@ -18,9 +18,9 @@ FLIPPED = {"gt": "lt", "ge": "le"}
 class Node:
     """A value: ``op`` of ``args``, between ``low`` and ``high``; ``truth`` tells a truth value from a number.
 
-    ``op`` is ``field`` or ``raw`` (``value`` is its name), ``const``, ``add sub mul div mod min max eq lt le and or not where``,
-    ``num`` (a truth value as 0 or 1) or ``tru`` (a number that is 0 or 1 as a truth value). The second argument of
-    ``div`` and ``mod`` is a constant above 0.
+    ``op`` is ``field`` or ``raw`` (``value`` is its name), ``const``, one of ``add sub mul div mod min max``, ``eq
+    lt le``, ``and or not``, ``where``, ``num`` (a truth value as 0 or 1) or ``tru`` (a number that is 0 or 1 as a
+    truth value). The second argument of ``div`` and ``mod`` is a constant above 0.
     """
 
     __slots__ = ("args", "high", "low", "number", "op", "truth", "value")

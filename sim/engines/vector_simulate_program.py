@@ -10,7 +10,8 @@ from fsm.kernel import Number
 from sim.engines.vector_simulate_draws import NIBBLES
 from sim.engines.vector_simulate_nodes import Node, Nodes, fields_of, parts_of
 from sim.model.form import Fields, View
-from sim.model.protocol_mass import Schedule, Turn
+from sim.model.protocol_mass import Schedule
+from sim.model.protocol_mass_parts import Turn
 from sim.model.symbol import Symbol, Table
 
 STEPS = "steps"
@@ -129,8 +130,8 @@ def make_program(schedule: Schedule, *, each_turn: bool = False) -> Program:
     for name in doubtful:
         field = schedule.model.field(name)
         raw = nodes.raw(name)
-        inside = nodes.both(nodes.less("le", nodes.const(field.low), raw), nodes.less("le", raw, nodes.const(field.high)))
-        bounds.append((name, inside))
+        above, below = nodes.less("le", nodes.const(field.low), raw), nodes.less("le", raw, nodes.const(field.high))
+        bounds.append((name, nodes.both(above, below)))
     over = nodes.of(table.symbol(schedule.over(table, table.view)))
     roots = [over, *(node for _, node in clauses)]
     roots += [node for turn in turns for node in (turn.taken, *(n for _, n in turn.writes), *turn.decision)]

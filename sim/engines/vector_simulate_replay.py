@@ -1,9 +1,9 @@
 """One run of a mass simulation, made again alone: with plain numbers, with the bounded model, and with real objects.
 
-Nothing is taken from the arrays but the numbers of seed and run. Each turn is worked out with plain ints; the actions of
-the bounded model that it stands for are applied one by one, every clause judged after each; and the same is done to a
-real receiver and a real sender for each rank. All three must agree after each turn, and the digests of what was decided,
-in the model and by the objects, must be equal.
+Nothing is taken from the arrays but the numbers of seed and run. Each turn is worked out with plain ints; the actions
+of the bounded model that it stands for are applied one by one, every clause judged after each; and the same is done to
+a real receiver and a real sender for each rank. All three must agree after each turn, and the digests of what was
+decided, in the model and by the objects, must be equal.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from sim.engines import vector_simulate_draws as draws
 from sim.engines.vector_simulate_draws import NIBBLES
 from sim.model.form import Clause, Fields, State, apply, holds
 from sim.model.lockstep import Objects
-from sim.model.protocol_mass import FAULTS_LEFT, RATES, Schedule, Turn, blocks_given, decision_code
+from sim.model.protocol_mass import Schedule
+from sim.model.protocol_mass_parts import FAULTS_LEFT, RATES, Turn, blocks_given, decision_code
 from sim.model.protocol_rules import PROTOCOL_RULES
 
 
@@ -129,7 +130,8 @@ class _Player:
                 return
         wrong = [name for name in self.names if state[name] != after[name]]
         if wrong:
-            raise LocalError(f"round {number}, {turn.name}: its actions leave {', '.join(wrong)} otherwise than it does")
+            names = ", ".join(wrong)
+            raise LocalError(f"round {number}, {turn.name}: its actions leave {names} otherwise than it does")
 
     def _tick(self, given: dict[int, list[list[int]]]) -> None:
         if self.objects is not None and self.state[self.schedule.tick_draws[0]] < RATES["tick"]:

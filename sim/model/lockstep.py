@@ -1,8 +1,8 @@
 """Real receivers and senders, driven beside the protocol model: what a run of the schedule does is done to them too.
 
-One :class:`~fsm.receiver.Receiver` and one :class:`~fsm.sender.Sender` for each rank, with a ledger whose allocator gives
-the blocks that it is told to give. Every message that was ever sent is kept, so that any can be delivered, late or once
-more. What the objects decide is read off their own effects, in the order in which they say it, and
+One :class:`~fsm.receiver.Receiver` and one :class:`~fsm.sender.Sender` for each rank, with a ledger whose allocator
+gives the blocks that it is told to give. Every message that was ever sent is kept, so that any can be delivered, late
+or once more. What the objects decide is read off their own effects, in the order in which they say it, and
 :meth:`Objects.compare` holds what they are against a state of the model.
 """
 
@@ -26,7 +26,7 @@ from fsm.rules import PROTOCOL
 from fsm.sender import Sender, SenderConfig
 from fsm.states import State
 from sim.model.protocol_bounded import Bounds
-from sim.model.protocol_mass import (
+from sim.model.protocol_mass_parts import (
     CHUNK,
     COMMIT,
     COMPLETE,
@@ -163,7 +163,10 @@ class Objects:
     # --- what is done to them -------------------------------------------------------------------------
 
     def tick(self, given: Given, *, early: bool = False) -> None:
-        """A tick of all ranks; ``early`` if what is given is an early grant. Raises LocalError if they do not decide alike (I7)."""
+        """A tick of all ranks; ``early`` if what is given is an early grant.
+
+        Raises LocalError if the ranks do not decide alike (I7).
+        """
         for rank, allocator in enumerate(self.allocators):
             allocator.plan = {FIRST_ROOM + number: tuple(blocks[rank]) for number, blocks in given.items()}
             allocator.spare = int(early)
@@ -217,7 +220,8 @@ class Objects:
         self.codes += self._heard(rank, receiver.receive(message, 0))
 
     def _copied(self, deed: str, number: int, rank: int, numbers: Mapping[str, int]) -> None:
-        receiver, room, epoch, seq = self.receivers[rank], FIRST_ROOM + number, self.epochs[number, rank], numbers["seq"]
+        receiver, room, epoch = self.receivers[rank], FIRST_ROOM + number, self.epochs[number, rank]
+        seq = numbers["seq"]
         copy = self.copies.pop((number, rank, seq))
         if copy.tokens != numbers["tokens"]:
             raise LocalError(f"the model copies {numbers['tokens']} tokens of grant {seq}, the code {copy.tokens}")
@@ -235,9 +239,9 @@ class Objects:
         if kind is Abort or kind is AbortAck:
             wanted.pop("seq", None)
         for message in reversed(sent):
-            if isinstance(message, kind) and (message.room, message.receiver_rank) == (room, rank):
-                if all(getattr(message, name) == value for name, value in wanted.items()):
-                    return message
+            meant = isinstance(message, kind) and (message.room, message.receiver_rank) == (room, rank)
+            if meant and all(getattr(message, name) == value for name, value in wanted.items()):
+                return message
         raise LocalError(f"no {kind.__name__} {wanted} was sent for room {room} on rank {rank}")
 
     # --- the comparison -------------------------------------------------------------------------------
@@ -310,7 +314,7 @@ class Objects:
         return values
 
     def _blocks(self) -> dict[str, int]:
-        values = {}
+        values: dict[str, int] = {}
         for rank, receiver in enumerate(self.receivers):
             free = receiver.ledger.free_list
             for block in range(self.bounds.blocks):
