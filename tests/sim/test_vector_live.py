@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from fsm import kernel
 from fsm.errors import LocalError
 from sim.engines.vector import Search, explore
 from sim.engines.vector_live import LiveGraph, Liveness, judge_model, no_return, point_of_no_return
@@ -263,6 +264,16 @@ def test_what_never_leaves_quarantine_is_l2_and_not_l1() -> None:
     assert second.stem[-1].state["r0k0_held"] == 1
 
 
+def test_an_undisturbed_run_that_fails_is_l1_though_it_ends() -> None:
+    """A receiver that believes no STATUS."""
+    bounds = Bounds(size=1, faults=False)
+    rules = replace(PROTOCOL_RULES, status_exact=lambda ops, tokens, start, capacity, total: tokens < 0)
+    model = live_model(bounds, rules)
+    first, *_ = judge_model(model, promises(bounds, rules), ProtocolFairness(bounds))
+    is_real(model, first)
+    assert first.verdict == "violated" and first.stem[-1].state["r0k0_state"] == kernel.FAILED
+
+
 def test_no_fault_abort_or_deadline_still_to_come_counts_as_a_way_out() -> None:
     """With faults to come the waiting request could be ended, and a deadline would end it after one."""
     for bounds in (Bounds(size=2, faults=False, aborts=1), Bounds(size=2, faults=False, crashes=1)):
@@ -336,6 +347,13 @@ def test_the_point_of_no_return_is_where_the_last_good_end_goes_out_of_reach() -
     with pytest.raises(LocalError, match="step 1 of the run leads to a state that the graph does not have"):
         no_return(live, start, wrong, good)
     search.close()
+
+
+def test_a_good_end_that_only_a_fault_leads_to_is_out_of_reach() -> None:
+    model = ring()
+    start = model.start_states()[0]
+    for kind, step in ((WEAK, None), (FINITE, 0)):
+        assert point_of_no_return(model, start, [], OUT.goal, leaves(kind)).step == step
 
 
 def test_a_request_is_doomed_long_before_it_stands_still() -> None:
