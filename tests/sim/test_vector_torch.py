@@ -101,11 +101,11 @@ def test_managers_are_interchangeable() -> None:
 
 
 @pytest.mark.parametrize(
-    "bounds", [Bounds(1, 1, 2, 2, faults=False), Bounds(1, 2, 1, 1, faults=False)],
-    ids=lambda b: f"{b.ranks}-{b.blocks}-{b.size}",
+    "bounds", [Bounds(1, 1, 2, 2, faults=False), Bounds(2, 1, 1, 1, faults=False)],
+    ids=lambda b: f"{b.rooms}-{b.blocks}-{b.size}",
 )  # fmt: skip
 def test_the_protocol_has_the_same_states(bounds: Bounds) -> None:
-    """Several words, blocks that may be exchanged, and dozens of clauses."""
+    """Several words, blocks and requests that may be exchanged, dozens of clauses."""
     model = bounded(bounds)
     assert Packing(model).words > 1
     assert same(model) == "holds"
