@@ -179,9 +179,12 @@ def shortest(
         if target.by_step or target.shown_by(best):
             best = _fewer(target, best, search.time_is_up, trying)
             best = search.run(len(best)) or best
-        elif trace.ending.property in LIVENESS:
+        else:
+            why = "the last step does not break it"
+            if trace.ending.property in LIVENESS:
+                why = "from the last state of this trace a run could still end well"
             raise LocalError(
-                "from the last state of this trace a run could still end well, so a shorter way there shows nothing; "
+                f"{trace.ending.property}: {why}, so there is no state to find a shorter way to; "
                 "resumark shrink without --same-state looks for any shorter run"
             )
     except OutOfStates:

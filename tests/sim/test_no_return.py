@@ -4,6 +4,7 @@ processes remember or of random walks."""
 from __future__ import annotations
 
 from functools import cache
+from itertools import product
 
 import msgspec
 import pytest
@@ -11,13 +12,14 @@ import pytest
 from fsm.trace import Trace
 from sim import actions, zoo
 from sim.choices import Scripted, Seeded
+from sim.cli_view import FAULTS
 from sim.engines.ahead import Ahead, world_ahead
 from sim.engines.check import check
-from sim.engines.no_return import NoReturn, no_return
+from sim.engines.no_return import NoReturn, _Bisection, no_return
 from sim.engines.replay import scenario_of
 from sim.engines.simulate import judge_end, run_once
 from sim.render import trace_lines
-from sim.scenario import Faults, Pool, Request, Scenario
+from sim.scenario import Faults, Pool, Request, Scenario, Variant
 from sim.world import World
 from tests.sim.cli_kit import resumark
 
@@ -125,6 +127,63 @@ def test_random_runs_with_faults_and_late_arrivals(variant: str, seed: int) -> N
     well = [number for number in range(len(trace.steps)) if forward.goes_well(number)]
     assert point.coverage == "exhausted"
     assert point.step == (well[-1] + 1 if well else 0)
+
+
+def test_a_fault_may_save_a_run_and_another_one_doom_it() -> None:
+    """A detector that asks once fails by a deadline. After a loss the deadline is a way out, until a copy comes."""
+    scenario = Scenario(
+        pool=Pool(blocks=2, block_tokens=2, grant_blocks_max=1),
+        requests=(Request(tokens=6),),
+        variant=Variant(detector="flag", hazards=("no-grant-seq",)),
+        faults=Faults(rate=0.15, duplicate_max=1, drop_max=1),
+    )
+    trace = run_once(scenario, Seeded(510), record=True).trace
+    assert trace is not None
+    faults = {number: step.action[0] for number, step in enumerate(trace.steps, start=1) if step.action[0] in FAULTS}
+    assert faults == {4: "drop", 6: "duplicate"}
+    forward = Forward(trace)
+    assert [number for number in range(len(trace.steps)) if forward.goes_well(number)] == [4, 5]
+    assert no_return(trace).step == 6
+
+
+class Table:
+    """Doom that is written down: one truth for each state, which is a number here."""
+
+    def __init__(self, doomed: tuple[bool, ...]) -> None:
+        self.doomed = doomed
+
+    def is_doomed(self, state: tuple[int]) -> bool:
+        return self.doomed[state[0]]
+
+
+@pytest.mark.parametrize("steps", range(1, 8))
+def test_the_bisection_on_every_pattern_of_doom_and_faults(steps: int) -> None:
+    """State by state all that there can be: doom ends by a fault only, and the last step fails."""
+    for doomed in product((False, True), repeat=steps):
+        ends = [number for number in range(1, steps) if doomed[number - 1] and not doomed[number]]
+        for more in product((False, True), repeat=steps):
+            faults = sorted({*ends, *(number for number, chosen in enumerate(more, start=1) if chosen)})
+            search = _Bisection(Table(doomed), [(number,) for number in range(steps)])  # type: ignore[arg-type]
+            well = [number for number in range(steps) if not doomed[number]]
+            assert search.find(faults) == (well[-1] + 1 if well else 0), (doomed, faults)
+
+
+def test_ticks_count_as_long_as_a_request_waits_for_its_tick() -> None:
+    """What may follow depends on them then, so states that differ in them are two."""
+    trace = run_once(HOSTILE, Seeded(1), record=True).trace
+    assert trace is not None
+    ahead = Ahead(trace.header, HOSTILE)
+    world = world_ahead(trace.header, HOSTILE)
+    before = ahead.state_of(world)
+    world.ticks = 2
+    assert ahead.state_of(world)[:-1] == before[:-1] and ahead.state_of(world) != before
+    assert ahead.load(ahead.state_of(world)).ticks == 2
+    world.arrived = len(world.arrivals)
+    assert ahead.state_of(world)[-1] == 0
+    any_time = msgspec.structs.replace(trace.header, engine="check")
+    ahead, world = Ahead(any_time, HOSTILE), world_ahead(any_time, HOSTILE)
+    world.ticks = 2
+    assert ahead.state_of(world) == ahead.first
 
 
 def test_a_bound_that_is_too_low_is_no_wrong_answer() -> None:

@@ -125,6 +125,25 @@ def test_a_detour_is_left_out() -> None:
     assert answer.trace.header == trace.header
 
 
+def test_faults_that_the_trace_did_not_spend_are_not_tried() -> None:
+    """Else the answer would depend on budgets, and the search would be lost in them."""
+    trace = random_failure("none", 0)
+    plain = shortest(trace).trace
+    assert shortest(plain).faults == {}
+    without = msgspec.structs.replace(scenario_of(plain.header), faults=Faults())
+    header = msgspec.structs.replace(plain.header, scenario=msgspec.to_builtins(without))
+    assert shortest(plain).states == shortest(plain._replace(header=header)).states
+
+
+def test_what_the_trace_breaks_on_its_way_a_shorter_one_may_break_and_nothing_else() -> None:
+    trace = check(zoo.scenario_for("no-grant-seq", "I1"), only=("I1",)).violations[0].trace
+    target = _Target(Ahead(trace.header, scenario_of(trace.header)), trace)
+    assert target.passed == ["I8", "I6"] and target.by_step
+    assert target.allows(()) and target.allows(("I6",)) and not target.allows(("I6", "I1"))
+    answer = shortest(trace)
+    assert (answer.coverage, len(answer.trace.steps)) == ("exhausted", len(trace.steps))
+
+
 def test_a_search_that_is_cut_off_says_how_far_it_came() -> None:
     trace = random_failure("late-status", 20)
     whole = shortest(trace)
@@ -185,7 +204,7 @@ def test_a_run_that_could_still_end_shows_nothing() -> None:
     whole = run_once(LOSSY, Seeded(1), record=True).trace
     assert whole is not None
     given_up = whole._replace(steps=whole.steps[:5], ending=TraceEnding("L1", "given up"))
-    with pytest.raises(LocalError, match="from the last state of this trace a run could still end well"):
+    with pytest.raises(LocalError, match="L1: from the last state of this trace a run could still end well"):
         shortest(given_up)
 
 
