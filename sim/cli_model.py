@@ -159,6 +159,8 @@ class Told(NamedTuple):
     json: dict[str, Any] = {}  # noqa: RUF012 - the same
     exit_code: int = EXIT_HOLDS
     no_return: int | None = None
+    verdict: Text | None = None
+    """In place of what the clauses say."""
 
 
 More = Callable[[VectorResult, bool], Told]
@@ -343,7 +345,10 @@ def explore_asked(asked: Asked, limits: Limits, json: bool, more: More | None = 
             console.print()
         for line in told.lines:
             console.print(line, soft_wrap=True)
-        render.print_facts(console, _facts(limits, result, elapsed_s) + told.facts)
+        facts = _facts(limits, result, elapsed_s)
+        if told.verdict is not None:  # what is said of the clauses alone is no verdict then
+            facts = [("verdict", told.verdict), ("safety", facts[0][1]), *facts[1:]]
+        render.print_facts(console, facts + told.facts)
         console.print()
         render.print_command(console, command)
     exit_with(code)

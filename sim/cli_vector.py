@@ -100,12 +100,15 @@ class _Live:
             if live.verdict == "violated":
                 lines.append(Text(f"{live.promise.property}: a fair run on which not: {live.promise.text}", "bold red"))
                 lines += [Text(line) for line in live.lines()] + [Text()]
-        code = EXIT_HOLDS
+        code, verdict = EXIT_HOLDS, None
         if any(live.verdict == "bounded" for live in judged):
-            code = EXIT_UNKNOWN
-        if any(live.verdict == "violated" for live in judged):
+            code, verdict = EXIT_UNKNOWN, Text("unknown", "bold yellow")
+        broken = [live.promise for live in judged if live.verdict == "violated"]
+        if broken:
             code = EXIT_LIVENESS
-        return Told(tuple(lines), facts, _as_json(judged), code)
+            said = ", and ".join(f"{promise.property}, not {promise.text}" for promise in broken)
+            verdict = Text.assemble(("violated", "bold red"), f": {said}")
+        return Told(tuple(lines), facts, _as_json(judged), code, verdict=verdict)
 
 
 def _verdict(live: Liveness) -> Text:
@@ -128,8 +131,9 @@ def _as_json(judged: Sequence[Liveness]) -> dict[str, Any]:
         for live in judged
     ]  # fmt: skip
     found: dict[str, Any] = {"liveness": answers}
-    if any(live.verdict == "violated" for live in judged):
-        found |= {"verdict": "violated"}
+    words = [live.verdict for live in judged]
+    if "violated" in words or "bounded" in words:
+        found["verdict"] = "violated" if "violated" in words else "unknown"
     return found
 
 

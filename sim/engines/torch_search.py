@@ -28,7 +28,7 @@ from sim.engines.vector import Progress
 from sim.engines.vector_check import check_symmetry
 from sim.engines.vector_graph import Graph
 from sim.engines.vector_pack import Packing
-from sim.engines.vector_result import DEADLOCK, ModelViolation, VectorResult
+from sim.engines.vector_result import ModelViolation, VectorResult, violation
 from sim.engines.vector_rows import Columns
 from sim.engines.vector_store import Run as PlainRun
 from sim.engines.vector_store import Store as PlainStore
@@ -242,13 +242,7 @@ class TorchSearch:
         for level in reversed(self.store.levels[:-1]):
             way.append(self._predecessor(level, way[-1]))
         self.plain.levels = [PlainRun(self._told(with_key(one))) for one in reversed(way)]
-        start, steps = self.plain.path(to_numpy(row))
-        if clause < 0:
-            name, kind, text = DEADLOCK, "", "nothing can happen any more"
-        else:
-            broken = self.plain.model.clauses[clause]
-            name, kind, text = broken.name, broken.property, broken.text
-        return ModelViolation(name, kind, text, len(steps), start, steps)
+        return violation(self.plain.model, clause, *self.plain.path(to_numpy(row)))
 
     def _predecessor(self, level: Run, row: Tensors) -> Tensors:
         """A state of a level that has a row (of one state, no key in it) as its successor."""

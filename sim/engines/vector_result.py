@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from sim.model.form import State
+from sim.model.form import Model, State, holds
 
 DEADLOCK = "deadlock"
 
@@ -34,6 +34,19 @@ class ModelViolation:
     def state(self) -> State:
         """The state in which it does not hold."""
         return self.steps[-1].state if self.steps else self.start
+
+
+def violation(model: Model, number: int, start: State, steps: tuple[ModelStep, ...]) -> ModelViolation:
+    """What is wrong at the end of a run that leads to a state in which clause ``number`` is broken, or (below 0) in
+    which nothing can happen. With symmetry the run ends in a state like that one, where it may be the same clause of
+    another record."""
+    if number < 0:
+        return ModelViolation(DEADLOCK, "", "nothing can happen any more", len(steps), start, steps)
+    last = steps[-1].state if steps else start
+    clause = model.clauses[number]
+    if holds(model, clause, last):
+        clause = next(other for other in model.clauses if not holds(model, other, last))
+    return ModelViolation(clause.name, clause.property, clause.text, len(steps), start, steps)
 
 
 @dataclass(frozen=True)

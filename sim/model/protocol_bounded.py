@@ -355,7 +355,7 @@ def _known(step: Step, room: Part, bounds: Bounds, name: str) -> Number:
     """Whether a lane's process was given the request; if not, a request that it never registered can but wait."""
     if bounds.resubmits or not bounds.crashes:
         return step.view["late"] >= 0
-    if name == "receive REGISTER":
+    if name in ("receive REGISTER", "the sender fails"):
         return room.s_boot == 1
     if name == DEADLINE and not bounds.faults:
         return (room.s_boot > 1) & (room.registered == 0)

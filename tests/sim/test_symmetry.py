@@ -11,7 +11,7 @@ import pytest
 from fsm.errors import LocalError
 from sim.engines.vector import Search, explore
 from sim.engines.vector_rows import without_key
-from sim.model.form import Action, Field, Model, Reference, State, without_symmetry
+from sim.model.form import Action, Clause, Field, Model, Reference, State, without_symmetry
 from sim.model.protocol_bounded import Bounds, bounded
 
 SIZES = {
@@ -70,6 +70,18 @@ def test_one_state_of_each_orbit_is_kept(bounds: Bounds) -> None:
     alike = explore(model)
     assert (alike.verdict, alike.coverage) == ("holds", "exhausted")
     assert alike.states == orbits(model, states) < len(states) <= 20_000
+
+
+def test_a_clause_about_one_record_is_that_about_another_in_another_order() -> None:
+    """The clause that is reported is broken in the state that is shown, whichever of the records stood for it."""
+    fields = (Field("a", 0, 2), Field("b", 0, 2))
+    up = tuple(Action(f"up {n}", lambda o, v, n=n: v[n] < 2, lambda o, v, n=n: {n: v[n] + 1}) for n in ("a", "b"))
+    for names in ("ab", "ba"):  # the clause that is looked at first, and the other
+        small = tuple(Clause(f"{n} small", f"{n} is small", lambda o, v, n=n: v[n] < 2) for n in names)
+        result = explore(Model("two", fields, ({},), up, small, ((("a",), ("b",)),)))
+        found = result.violation
+        assert found is not None and found.depth == 2
+        assert found.state()[found.clause[0]] == 2
 
 
 def test_a_reference_follows_the_record_that_it_names() -> None:
