@@ -5,14 +5,10 @@ Here a processor stands in for a GPU: the same calls, in the same order. Tests m
 
 from __future__ import annotations
 
-import ctypes
 import inspect
-import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -29,8 +25,6 @@ from sim import bench_device
 from sim.engines import (
     torch_device,
     torch_expand,
-    torch_fused,
-    torch_nvrtc,
     torch_plan,
     torch_rows,
     torch_search,
@@ -39,7 +33,6 @@ from sim.engines import (
 from sim.engines.torch_device import Device, TorchOps
 from sim.engines.torch_search import TorchSearch, explore_torch
 from sim.engines.torch_words import Unsigned, signed, to_numpy
-from sim.engines.vector import explore
 from sim.engines.vector_pack import Packing
 from sim.engines.vector_symmetry import Symmetry
 from sim.model.form import Action, Clause, Field, Fields, Model
@@ -49,6 +42,7 @@ from sim.model.two_phase import STATES, two_phase
 from sim.prove.variants import variant_named
 from tests.sim.cli_kit import resumark
 from tests.sim.model_kit import check_trace, drawn_model, drawn_symmetric_model, matrix_model, plain_search
+from tests.sim.torch_kit import counters, every_operation, same
 
 torch = pytest.importorskip("torch", reason="torch is an extra")
 
@@ -62,28 +56,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-def same(model: Model, *, device: str = "cpu", deadlock: bool = False) -> str:
-    """Both engines give the same answer; gives the verdict, or ``error``."""
-    try:
-        numpy_s = explore(model, deadlock=deadlock)
-    except LocalError as refused:
-        assert "outside of its bounds" in str(refused)
-        with pytest.raises(LocalError, match="outside of its bounds"):
-            explore_torch(model, device=device, deadlock=deadlock)
-        return "error"
-    result = explore_torch(model, device=device, deadlock=deadlock)
-    assert (result.verdict, result.coverage) == (numpy_s.verdict, numpy_s.coverage)
-    assert (result.levels, result.states, result.depth) == (numpy_s.levels, numpy_s.states, numpy_s.depth)
-    if result.verdict == "holds":
-        assert (result.transitions, result.checked) == (numpy_s.transitions, numpy_s.checked)
-    else:
-        assert result.violation is not None and numpy_s.violation is not None
-        assert result.violation.depth == numpy_s.violation.depth
-        check_trace(model, result.violation, deadlock=deadlock)
-    assert numpy_s.bounds.items() <= result.bounds.items()
-    return result.verdict
 
 
 # --- the same answer ---------------------------------------------------------------------------------------
@@ -153,22 +125,6 @@ def crumbs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch_expand, "SEGMENT_CHUNKS", 1)
 
 
-def counters(words: int, clauses: tuple[Clause, ...] = ()) -> Model:
-    """Counters that go round, in up to three words."""
-    width = (1, 1 << 20, 1 << 40)[words - 1]
-    fields = tuple(Field(f"c{i}", -1, 3 * width) for i in range(3))
-    actions = tuple(
-        Action(
-            f"up({i},{by})",
-            lambda o, v, i=i, by=by: v[f"c{i}"] + by <= 3,
-            lambda o, v, i=i, by=by: {f"c{i}": v[f"c{i}"] + by, f"c{(i + 1) % 3}": -1},
-        )
-        for i in range(3)
-        for by in (1, 2)
-    )
-    return Model(f"counters({words})", fields, ({},), actions, clauses)
-
-
 @pytest.mark.parametrize("words", [1, 2, 3])
 def test_chunks_do_not_matter(words: int, crumbs: None) -> None:
     model = counters(words)
@@ -223,170 +179,6 @@ def test_a_symmetry_that_is_none_is_refused() -> None:
     model = Model("tiny", (Field("a", 0, 3), Field("b", 0, 3)), ({},), (only_a,), (), ((("a",), ("b",)),))
     with pytest.raises(LocalError, match=r"exchanging \(a\) and \(b\) changes what may happen"):
         explore_torch(model)
-
-
-def every_operation(o: Any, v: Any) -> list[Any]:
-    """Each operation on fields and numbers, the number on either side."""
-    truth, other = v.a > 3, v.b == 2
-    pairs = [(v.a, v.b), (v.a, 7), (7, v.a), (v.b, -2), (-2, v.b)]
-    result = [truth & other, truth | other, truth == other, truth == False, other != True]  # noqa: E712
-    for x, y in pairs:
-        result += [x + y, x - y, x * y, o.minimum(x, y), o.maximum(x, y)]
-        result += [x == y, x != y, x < y, x <= y, x > y, x >= y]
-        result += [o.where(truth, x, y), o.where(other, y, x)]
-        result += [x // o.maximum(y, 1), x % o.maximum(y, 2), o.minimum(x, -1) // 3, o.minimum(y, -1) % 5]
-    return [*result, o.where(truth, 4, -4), o.where(truth, other, True), o.where(other, False, truth), truth]
-
-
-# --- kernels written for a model ---------------------------------------------------------------------------
-
-
-class CompiledC:
-    """The text of the kernels, compiled for the processor: in place of what NVRTC makes of it for a GPU."""
-
-    count = 0
-
-    def __init__(self, folder: Path, look: str, make: str) -> None:
-        CompiledC.count += 1
-        source, library = folder / f"kernels{self.count}.c", folder / f"kernels{self.count}.so"
-        source.write_text(torch_fused.C + look + make)
-        command = ["gcc", "-O0", "-Wall", "-Wno-unused", "-Werror", "-shared", "-fPIC", "-fsanitize=undefined"]
-        command += ["-fno-sanitize-recover", "-o", str(library), str(source)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        self.library = ctypes.CDLL(str(library))
-
-    @staticmethod
-    def _call(function: Any, *arguments: Any) -> None:
-        function(*(ctypes.c_int(a) if isinstance(a, int) else ctypes.c_void_p(a.data_ptr()) for a in arguments))
-
-    def look(self, columns: Any, table: Any, degree: Any, sound: Any) -> None:
-        self._call(self.library.look, *columns, table, degree, sound, len(columns[0]))
-
-    def make(self, columns: Any, moves: Any, out: Any, left: Any) -> None:
-        assert all(len(column) == len(moves) for column in out)
-        self._call(self.library.make, *columns, moves, *out, left, len(columns[0]), len(moves))
-
-
-@pytest.fixture
-def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Searches run on the text that is written for a GPU, every chunk of them is computed by torch too."""
-    monkeypatch.setattr(torch_fused, "compiled", lambda device, texts: CompiledC(tmp_path, *texts()))
-    monkeypatch.setattr(torch_expand, "COMPARED_CHUNKS", 1 << 30)
-
-
-NO_GCC = pytest.mark.skipif(shutil.which("gcc") is None, reason="gcc is not installed")
-
-
-@NO_GCC
-@pytest.mark.parametrize("model", [two_phase(4, symmetric=True), counters(3), matrix_model(2, 2)], ids=lambda m: m.name)
-def test_kernels_written_for_a_model_say_the_same(model: Model, written: None) -> None:
-    assert same(model) == "holds"
-    assert explore_torch(model).bounds["fused"] is True
-    assert explore_torch(model, fused=False).bounds["fused"] is False
-
-
-@NO_GCC
-def test_kernels_written_for_the_protocol_say_the_same(written: None) -> None:
-    model = bounded(Bounds(1, 1, 1, 2, faults=False), variant_named("no-grant-seq").rules())
-    assert same(replace(model, symmetry=())) == "violated"
-
-
-@NO_GCC
-def test_kernels_written_for_drawn_models_say_the_same(written: None) -> None:
-    """With values that are negative or take an int64, division, a state without an end, and bounds that are left."""
-    verdicts = [
-        same(drawn_model(seed), deadlock=seed % 2 == 0) for seed in range(12) if plain_search(drawn_model(seed))
-    ]
-    assert len(verdicts) > 6 and len(set(verdicts)) > 1
-    fields = (Field("a", -7, 1 << 40), Field("b", -7, 7), Field("c", -3, 3))
-    odd = Action(
-        "odd",
-        lambda o, v: (v.a // 3 + v.b % 5 < 9) & (v.c < 3),
-        lambda o, v: {"a": v.a * v.b - v.c, "b": (v.b - 9) // 2 % 7 - (v.a - 30) % 3, "c": o.minimum(0 - v.c, 2) + 1},
-    )
-    assert same(Model("odd", fields, ({"c": -3},), (odd,))) in ("holds", "error")
-    up = Action("up", lambda o, v: v.c < 3, lambda o, v: {"c": v.c + 2})
-    assert same(Model("leaves", fields, ({"c": 0},), (up,))) == "error"
-
-
-@NO_GCC
-def test_bounds_that_are_left_are_told_from_kernels_that_differ(written: None, crumbs: None) -> None:
-    """One action leaves them, and the actions after it, which are made later, do not."""
-    fields = (Field("a", 0, 6), Field("b", 0, 3))
-    actions = [Action("b", lambda o, v: v.b < 3, lambda o, v: {"b": v.b + v.a // 3})]
-    actions += [Action(f"a{by}", lambda o, v: v.a < 5, lambda o, v, by=by: {"a": v.a + by}) for by in (1, 2)]
-    assert same(Model("late", fields, ({},), tuple(actions))) == "error"
-
-
-@NO_GCC
-@pytest.mark.parametrize("high", [9, 1 << 40])
-def test_kernels_have_every_operation(high: int, written: None) -> None:
-    """A truth as a guard, a number as an update; the walk goes over every value of one field, and some of the other."""
-    fields = (Field("a", -9, 9), Field("b", -3, high), Field("c", 5, 5), Field("d", -100, 100))
-    table = Table(Model("fields", fields, ({},), ()))
-    walk = [Action("up", lambda o, v: v.a < 9, lambda o, v: {"a": v.a + 1, "d": 0})]
-    walk += [Action(f"b {b}", lambda o, v: v.c == 5, lambda o, v, b=b: {"b": b}) for b in (-3, -2, 0, 2, 7, high)]
-    asked = [
-        Action(f"asks {at}", lambda o, v, at=at: every_operation(o, v)[at], lambda o, v: {"a": o.maximum(v.a - 1, -9)})
-        if symbol.truth
-        else Action(
-            f"puts {at}",
-            lambda o, v: v.d == 0,
-            lambda o, v, at=at: {"d": o.maximum(o.minimum(every_operation(o, v)[at], 100), -100)},
-        )
-        for at, symbol in enumerate(map(table.symbol, every_operation(table, table.view)))
-    ]
-    assert same(Model("operations", fields, ({"d": 0},), (*walk, *asked))) == "holds"
-
-
-@NO_GCC
-def test_kernels_that_differ_are_found_out(written: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(torch_fused._SIGNS, "add", "-")
-    with pytest.raises(LocalError, match=r"written for its updates and torch's own operations differ"):
-        explore_torch(
-            replace(counters(1), actions=(Action("up", lambda o, v: v.c0 < 3, lambda o, v: {"c0": v.c0 + 1}),))
-        )
-    monkeypatch.setitem(torch_fused._SIGNS, "eq", "!=")
-    with pytest.raises(LocalError, match=r"written for its guards and clauses and torch's own operations differ"):
-        explore_torch(two_phase(2))
-
-
-def test_the_compiler_for_gpus_takes_what_is_written() -> None:
-    """It needs no GPU to compile for one."""
-    try:
-        nvrtc = torch_nvrtc.find_nvrtc(torch)
-    except OSError as error:
-        pytest.skip(f"no NVRTC: {error}")
-    search = TorchSearch(bounded(Bounds(1, 2, 1, 2, faults=False)), Device("cpu"))
-    search._prepare()
-    text = torch_fused.CUDA + "".join(search.expander._written())
-    cubin = torch_nvrtc.compile_cubin(nvrtc, text, "sm_90")
-    assert cubin[:4] == b"\x7fELF" and b"look" in cubin and b"make" in cubin
-    with pytest.raises(RuntimeError, match=r"NVRTC refuses:\n(?s:.)*nonsense"):
-        torch_nvrtc.compile_cubin(nvrtc, text + "nonsense", "sm_90")
-
-
-def test_where_kernels_cannot_be_had_it_goes_without(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a processor none are asked for. A device is played here, on which this torch can compile nothing."""
-    device = Device("cpu")
-    assert torch_fused.compiled(device, lambda: pytest.fail("written")) is None
-    monkeypatch.setattr(device, "is_gpu", True)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    monkeypatch.setattr(
-        torch_fused, "find_nvrtc", lambda torch: (_ for _ in ()).throw(OSError("libnvrtc is not found"))
-    )
-    assert torch_fused.compiled(device, lambda: ("", "")) is None
-
-
-def test_where_kernels_cannot_be_launched_it_goes_without(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Broken:
-        def look(self, *arguments: Any) -> None:
-            raise RuntimeError("CUDA: 'launch' fails with code 209")
-
-    monkeypatch.setattr(torch_fused, "compiled", lambda device, texts: Broken())
-    assert same(counters(1)) == "holds"
-    assert explore_torch(counters(1)).bounds["fused"] is False
 
 
 # --- what ends it early ------------------------------------------------------------------------------------
