@@ -35,7 +35,7 @@ LARGE = 10
 """Resource managers of the model that only the vector engine searches."""
 QUICK = 6
 """As many when nothing is to be measured, only seen to work."""
-PROTOCOL = Bounds(ranks=2, size=2, crashes=1)
+PROTOCOL = Bounds(rooms=2, size=2, crashes=1)
 """The protocol model that both search: millions of states."""
 PROTOCOL_QUICK = Bounds(crashes=1)
 ROUNDS = 5

@@ -26,7 +26,7 @@ from sim.engines.vector_check import check_symmetry
 from sim.engines.vector_expand import ROWS_MAX, Finding
 from sim.engines.vector_graph import Graph
 from sim.engines.vector_pack import Packing
-from sim.engines.vector_result import DEADLOCK, ModelViolation, VectorResult
+from sim.engines.vector_result import ModelViolation, VectorResult, violation
 from sim.engines.vector_rows import Columns, distinct, joined, lacking, part, size, taken, with_key
 from sim.engines.vector_store import Builder, OutOfRoom, Run, Store, in_pieces
 from sim.model.form import Model
@@ -124,16 +124,16 @@ class Search:
         """Search to the end, to a violation or to a limit."""
         self._stop = stop or self._stop
         self._progress = progress
-        violation, bound = None, ""
+        broken, bound = None, ""
         try:
             found = self._levels(states_max)
             if found is not None:
-                violation = self._violation(found)
+                broken = self._violation(found)
         except (_Stopped, OutOfRoom) as ended:
             bound = str(ended)
         except MemoryError:
             bound = "memory, as the system has no more"
-        return self._result(violation, bound, states_max)
+        return self._result(broken, bound, states_max)
 
     def _levels(self, states_max: int | None) -> _At | None:
         graph = self.graph
@@ -184,13 +184,7 @@ class Search:
 
     def _violation(self, found: _At) -> ModelViolation:
         graph = self.graph
-        start, steps = graph.path(found.row)
-        if found.clause < 0:
-            name, kind, text = DEADLOCK, "", "nothing can happen any more"
-        else:
-            clause = graph.model.clauses[found.clause]
-            name, kind, text = clause.name, clause.property, clause.text
-        return ModelViolation(name, kind, text, len(steps), start, steps)
+        return violation(graph.model, found.clause, *graph.path(found.row))
 
     # --- a level ----------------------------------------------------------------------------------------
 
@@ -221,10 +215,13 @@ class Search:
     def _at_once(self, chunk: Columns) -> bool:
         """Expand a chunk by machine code, where there is some. False where the expander has to do it."""
         if not self._native_asked and len(self.graph.visited) >= NATIVE_STATES:
+            from sim.engines.vector_merge import merged
             from sim.engines.vector_native import native_for
 
             self._native_asked = True
             self._native = native_for(self.graph.model, self.graph.table, self.graph.expander, self.store)
+            if self._native is not None and self.graph.packing.words > 1:
+                self.graph.visited.merge = merged
         if self._native is None:
             return False
         for after in self._native.successors(chunk):

@@ -154,16 +154,30 @@ class _Code(Writer):
         """The place of a word that a lane becomes."""
         return self.at(self.scratch, self.b.add(lane, self.word(self.words_at + word * LANES)))
 
-    def cells_at(self, line: int, lane: Any) -> Any:
-        """The place of eight small numbers."""
-        at = self.b.gep(self.columns, [self.b.add(lane, self.word(line * LANES))])
-        return self.b.bitcast(at, self.small.as_pointer())
+    def cells(self, index: int) -> Any:
+        """A line of small numbers."""
+        return self.lines[index]
 
-    def eight(self, pointer: Any) -> Any:
-        """Eight words that lie side by side."""
-        loaded = self.b.load(self.b.bitcast(pointer, self.block.as_pointer()))
-        loaded.align = 8
+    def eight(self, base: Any, block: Any, first: int) -> Any:
+        """The place of eight words or small numbers: the block of that number, from ``first`` on."""
+        return self.b.gep(base, [self.b.add(block, self.word(first // BLOCK))])
+
+    def load_eight(self, pointer: Any) -> Any:
+        """What lies there."""
+        loaded = self.b.load(pointer)
+        loaded.align = BLOCK
         return loaded
+
+    def point(self) -> None:
+        """Work out once where everything lies."""
+        b = self.b
+        lines = len(self.place) + max((len(step.writes) for step in self.what.steps), default=0)
+        starts = [b.gep(self.columns, [self.word(line * LANES)]) for line in range(lines)]
+        self.lines = [b.bitcast(start, self.numbers.as_pointer()) for start in starts]
+        self.small_base = b.bitcast(self.columns, self.small.as_pointer())
+        self.row_base = b.bitcast(self.rows, self.block.as_pointer())
+        made = b.gep(self.scratch, [self.word(self.words_at)])
+        self.made_base = b.bitcast(made, self.block.as_pointer())
 
     def constant(self, value: int, kind: Any = None) -> Any:
         """The same value in every lane, or in every word of a block. Written out once: they are many, and long."""
@@ -174,7 +188,7 @@ class _Code(Writer):
             known = self._constants[kind, bits] = self.ir.Constant(kind, [bits] * kind.count)
         return known
 
-    def loop(self, first: Any, end: Any, step: int, body: Callable[[Any], None]) -> None:
+    def loop(self, first: Any, end: Any, body: Callable[[Any], None]) -> None:
         """``body`` of each number from ``first`` to before ``end``; it is run at least once."""
         b = self.b
         before, inside, after = b.block, b.append_basic_block("each"), b.append_basic_block("done")
@@ -183,7 +197,7 @@ class _Code(Writer):
         number = b.phi(self.i64)
         number.add_incoming(first, before)
         body(number)
-        more = b.add(number, self.word(step))
+        more = b.add(number, self.word(1))
         number.add_incoming(more, b.block)
         b.cbranch(b.icmp_unsigned("<", more, end), inside, after)
         b.position_at_end(after)
@@ -193,18 +207,24 @@ class _Code(Writer):
     def unpack(self, row: Any) -> None:
         """The fields of a group."""
 
-        def block(lane: Any) -> None:
+        first = self.b.lshr(row, self.word(BLOCK.bit_length() - 1))
+
+        def block(number: Any) -> None:
             b, words = self.b, {}
+            at = b.add(first, number)
             for name, line in self.place.items():
                 slot = self.packing.slots[name]
                 if slot.word not in words:
-                    words[slot.word] = self.eight(self.row_at(slot.word, b.add(row, lane)))
-                bits = b.lshr(words[slot.word], self.constant(slot.shift, self.block))
-                bits = b.and_(bits, self.constant((1 << slot.bits) - 1, self.block))
-                value = b.add(b.trunc(bits, self.small), self.constant(slot.low, self.small))
-                b.store(value, self.cells_at(line, lane)).align = BLOCK
+                    words[slot.word] = self.load_eight(self.eight(self.row_base, at, slot.word * self.rows_max))
+                bits = words[slot.word]
+                if slot.shift:
+                    bits = b.lshr(bits, self.constant(slot.shift, self.block))
+                value = b.trunc(b.and_(bits, self.constant((1 << slot.bits) - 1, self.block)), self.small)
+                if slot.low:
+                    value = b.add(value, self.constant(slot.low, self.small))
+                b.store(value, self.eight(self.small_base, number, line * LANES)).align = BLOCK
 
-        self.loop(self.word(0), self.word(LANES), BLOCK, block)
+        self.loop(self.word(0), self.word(LANES // BLOCK), block)
 
     def judge_and_guard(self, active: Any) -> Any:
         """The guards, as a word of bits each; gives the lanes in which a clause is broken."""
@@ -240,26 +260,32 @@ class _Code(Writer):
                 b.store(b.or_(b.load(self.trouble), wrong), self.trouble)
             self.store(value, self.cells(len(self.place) + line))
         self.values = {}
-        self.loop(self.word(0), self.word(LANES), BLOCK, lambda lane: self._pack(step, row, lane))
+        at = b.lshr(row, self.word(BLOCK.bit_length() - 1))
+        self.loop(self.word(0), self.word(LANES // BLOCK), lambda block: self._pack(step, b.add(at, block), block))
         b.store(b.call(self.append, [self.rows, self.out, self.scratch, row, bits, b.load(self.filled)]), self.filled)
         b.branch(after)
         b.position_at_end(after)
 
-    def _pack(self, step: _Step, row: Any, lane: Any) -> None:
+    def _pack(self, step: _Step, at: Any, block: Any) -> None:
+        """The words of eight states, block ``at`` of all and ``block`` of the group, after a step."""
         b = self.b
         for word in range(self.packing.words):
-            made = self.eight(self.row_at(word, b.add(row, lane)))
-            if word in step.fixed:
-                clear, fixed = step.fixed[word]
-                made = b.or_(b.and_(made, self.constant(clear, self.block)), self.constant(fixed, self.block))
+            made = self.load_eight(self.eight(self.row_base, at, word * self.rows_max))
+            clear, fixed = step.fixed.get(word, (_MASK, 0))
+            if clear != _MASK:
+                made = b.and_(made, self.constant(clear, self.block))
+            if fixed:
+                made = b.or_(made, self.constant(fixed, self.block))
             for line, write in enumerate(step.writes):
                 if write.slot.word == word:
-                    value = b.load(self.cells_at(len(self.place) + line, lane))
-                    value.align = BLOCK
-                    value = b.zext(b.sub(value, self.constant(write.slot.low, self.small)), self.block)
-                    made = b.or_(made, b.shl(value, self.constant(write.slot.shift, self.block)))
-            target = b.bitcast(self.made_at(word, lane), self.block.as_pointer())
-            b.store(made, target).align = 8
+                    value = self.load_eight(self.eight(self.small_base, block, (len(self.place) + line) * LANES))
+                    if write.slot.low:
+                        value = b.sub(value, self.constant(write.slot.low, self.small))
+                    bits = b.zext(value, self.block)
+                    if write.slot.shift:
+                        bits = b.shl(bits, self.constant(write.slot.shift, self.block))
+                    made = b.or_(made, bits)
+            b.store(made, self.eight(self.made_base, block, word * LANES)).align = BLOCK
 
     def write_append(self, module: Any) -> None:
         """``append(rows, out, scratch, row, bits, filled)``: the lanes of ``bits`` that differ from what they were."""
@@ -308,7 +334,7 @@ class _Code(Writer):
             pointer = b.bitcast(self.at(self.table, start), self.ir.IntType(8).as_pointer())
             b.call(fetch, [pointer, *flags])
 
-        self.loop(first, end, 1, place)
+        self.loop(first, end, place)
         kept = self.kept
         b.store(first, kept)
 
@@ -324,7 +350,7 @@ class _Code(Writer):
                 b.store(value, self.out_at(number, to))
             b.store(b.add(to, b.zext(b.icmp_unsigned("!=", differs, self.word(0)), self.i64)), kept)
 
-        self.loop(first, end, 1, compare)
+        self.loop(first, end, compare)
         return b.load(kept)
 
     # --- the function ---------------------------------------------------------------------------------
@@ -340,6 +366,7 @@ class _Code(Writer):
         for argument in function.args:
             argument.add_attribute("noalias")
         self.b = b = ir.IRBuilder(function.append_basic_block("entry"))
+        self.point()
         self.filled, self.trouble, self.counted, self.kept = (b.alloca(self.i64) for _ in range(4))
         loop, group, fits, good, over, end = (
             b.append_basic_block(name) for name in ("loop", "group", "fits", "good", "over", "end")

@@ -69,6 +69,7 @@ class Plan:
         self.kind = number_type(parts)
         self._slots = slots
         self._scratch = np.empty(rows_max, np.uint64)
+        self._masks = np.empty(rows_max, self.kind)
         self._registers: list[NDArray[Any]] = []
         self._place: dict[int, int] = {}
         self._program = self._compile(rows_max)
@@ -117,7 +118,7 @@ class Plan:
             return self._field_step(self._slots[str(symbol.value)], out)
         sources = [self._source(arg) for arg in symbol.args]
         if symbol.kind == "where":
-            return _where_step(sources, out)
+            return _where_step(sources, out, None if symbol.truth else self._masks)
         return _ufunc_step(_UFUNCS[symbol.kind], sources, out)
 
     def _source(self, symbol: Symbol) -> tuple[int, Any]:
@@ -165,11 +166,22 @@ def _ufunc_step(ufunc: Callable[..., Any], sources: list[tuple[int, Any]], out: 
     return lambda registers, columns, rows: ufunc(registers[left], registers[right], out=registers[out])
 
 
-def _where_step(sources: list[tuple[int, Any]], out: int) -> Step:
+def _where_step(sources: list[tuple[int, Any]], out: int, masks: NDArray[Any] | None) -> Step:
+    """A choice, made of bits: ``((yes ^ no) & mask) ^ no``. To copy where a condition holds takes three times as long.
+    ``masks`` has room for numbers that are 0 or all ones; without, truth values are chosen from."""
     (condition, _), (yes, yes_value), (no, no_value) = sources
+    differs = yes_value ^ no_value if yes < 0 and no < 0 else None
 
     def step(registers: list[Any], columns: Columns, rows: int) -> None:
-        np.copyto(registers[out], no_value if no < 0 else registers[no])
-        np.copyto(registers[out], yes_value if yes < 0 else registers[yes], where=registers[condition])
+        target, mask = registers[out], registers[condition]
+        if masks is not None:
+            mask = np.negative(mask.view(np.int8), out=masks[:rows])
+        other = no_value if no < 0 else registers[no]
+        if differs is not None:
+            np.bitwise_and(mask, differs, out=target)
+        else:
+            np.bitwise_xor(yes_value if yes < 0 else registers[yes], other, out=target)
+            np.bitwise_and(target, mask, out=target)
+        np.bitwise_xor(target, other, out=target)
 
     return step

@@ -260,12 +260,18 @@ def in_pieces(runs: Sequence[Run], others: Sequence[Run] = ()) -> Iterator[tuple
         yield [piece for piece in pieces[: len(runs)] if piece], [piece for piece in pieces[len(runs) :] if piece]
 
 
+def sorted_again(left: Columns, right: Columns) -> Columns:
+    """The rows of two sorted tables in order."""
+    return in_order(joined([left, right]))
+
+
 class Visited:
     """The states found, as runs that share no state, larger ones first."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
         self.runs: list[Run] = []
+        self.merge = sorted_again
 
     def __len__(self) -> int:
         return sum(len(run) for run in self.runs)
@@ -291,8 +297,10 @@ class Visited:
         builder = Builder(self.store)
         try:
             for pieces, _ in in_pieces([first, second]):
-                if pieces:
-                    builder.append(in_order(tuple(column.copy() for column in joined(pieces))))
+                if len(pieces) == 2:
+                    builder.append(self.merge(*pieces))
+                elif pieces:
+                    builder.append(tuple(column.copy() for column in pieces[0]))
             run = builder.finish()
         except OutOfRoom:
             builder.drop()

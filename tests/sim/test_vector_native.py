@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from fsm.errors import LocalError
 from sim.engines import vector, vector_native
 from sim.engines.vector import Search, explore
+from sim.engines.vector_merge import merged
 from sim.engines.vector_native import LANES, Native, available, plain
 from sim.engines.vector_result import VectorResult
-from sim.engines.vector_rows import distinct, joined, lacking, size, with_key
+from sim.engines.vector_rows import distinct, in_order, joined, lacking, size, with_key
+from sim.engines.vector_store import sorted_again
 from sim.model.form import Action, Clause, Field, Model
 from sim.model.protocol_bounded import Bounds, bounded
 from sim.model.two_phase import two_phase
@@ -166,3 +169,15 @@ def test_small_searches_compile_nothing(monkeypatch: pytest.MonkeyPatch) -> None
 def test_a_search_for_deadlocks_is_left_to_the_expander(compiled: list[Native]) -> None:
     assert explore(two_phase(3), deadlock=True).verdict == "holds"
     assert not compiled
+
+
+@pytest.mark.parametrize("words", [2, 5])
+@pytest.mark.parametrize(
+    ("left", "right", "high"), [(700, 900, 1 << 63), (500, 400, 4), (0, 7, 9), (7, 0, 9), (1, 1, 1)]
+)
+def test_two_sorted_tables_are_merged_as_if_sorted_again(words: int, left: int, right: int, high: int) -> None:
+    """Rows that share a key, and rows that are the same, among them."""
+    dice = np.random.default_rng(7)
+    tables = [in_order(tuple(dice.integers(0, high, rows, np.uint64) for _ in range(words))) for rows in (left, right)]
+    for one, other in zip(merged(tables[0], tables[1]), sorted_again(tables[0], tables[1]), strict=True):
+        np.testing.assert_array_equal(one, other)
