@@ -37,6 +37,7 @@ def register(app: typer.Typer) -> None:
     bench = group(app, "bench", "Measure what things cost here, beside what they should.")
     bench.command("core")(bench_command)
     bench.command("check")(bench_check_command)
+    bench.command("mass")(bench_mass_command)
 
 
 def group(app: typer.Typer, name: str, help: str) -> typer.Typer:
@@ -111,3 +112,18 @@ def bench_check_command(
     missing = spin.missing()
     if missing and device is None:
         output().print(f"Not compared with Spin: {missing}.")
+
+
+@reports_errors
+def bench_mass_command(
+    quick: Annotated[bool, typer.Option("--quick", help="Few runs: does it work?")] = False, json: JsonOption = False
+) -> None:
+    """Lifecycles a second of `simulate --engine vector`, on one core, beside the simulator that drives the objects."""
+    from sim import bench, bench_mass
+
+    with bar("measuring", quiet=json) as shown:
+        groups = bench_mass.measure_all(None if shown is None else lambda text: shown.update(text=text), quick=quick)
+    if json:
+        print_json(bench.as_json(groups))
+    else:
+        render.print_figures(output(), groups)
