@@ -198,7 +198,7 @@ def _meaning(name: str) -> str:
 def _one_run(console: Console, of: Sized, replay: RunReplay, mass: Mass, command: str, json: bool) -> None:
     """One run made again: its steps, and whether real objects decide as it does."""
     property, text = _broken(replay)
-    code = _exit_code("violated" if property or replay.broken else "holds", property) if replay.agrees else EXIT_SAFETY
+    code = _exit_code("violated" if property or text else "holds", property) if replay.agrees else EXIT_SAFETY
     if json:
         print_json(_run_json(of, replay, property, text, command, code))
         exit_with(code)
@@ -233,6 +233,8 @@ def _run_facts(replay: RunReplay, property: str, text: str) -> list[tuple[str, s
 def _broken(replay: RunReplay) -> tuple[str, str]:
     if replay.broken is not None:
         return replay.broken.property, f"{replay.broken.name}: {replay.broken.text}"
+    if replay.left:
+        return "", f"out of bounds: {replay.left}"
     return ("", "") if replay.ended else ("L1", "the run does not end")
 
 

@@ -21,7 +21,7 @@ from fsm.errors import LocalError
 from sim.choices import SEED_MAX
 from sim.engines import vector_simulate_native as native
 from sim.engines.simulate import no_clock
-from sim.engines.vector_simulate_arrays import Arrays
+from sim.engines.vector_simulate_arrays import FEWEST, LANES, Arrays
 from sim.engines.vector_simulate_program import STEPS, Program, Stop, Tally, make_program
 from sim.engines.vector_simulate_replay import RunReplay, replay_run
 from sim.model.protocol_bounded import Bounds
@@ -117,7 +117,8 @@ class Mass:
         if self.lanes is None:
             if not self.engine:
                 self.engine = "llvm" if native.available() and runs >= COMPILED_RUNS else "numpy"
-            self.lanes = native.Native(self.program) if self.engine == "llvm" else Arrays(self.program)
+            count = min(LANES, max(runs, FEWEST))
+            self.lanes = native.Native(self.program) if self.engine == "llvm" else Arrays(self.program, count)
             self.prepared_s = clock() - began
         return self.lanes
 
@@ -171,6 +172,8 @@ class Mass:
 def _finding(replay: RunReplay, schedule: Schedule) -> tuple[str, str]:
     if replay.broken is not None:
         return replay.broken.property, f"{replay.broken.name}: {replay.broken.text}"
+    if replay.left:
+        return "", f"out of bounds: {replay.left}"
     if not replay.ended:
         return "L1", f"{schedule.rounds_max} rounds after its start the run has not ended, and all faults are long over"
     raise LocalError(

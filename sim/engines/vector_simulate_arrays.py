@@ -26,7 +26,8 @@ FEWEST = 64
 
 _UFUNCS: dict[str, Callable[..., Any]] = {
     "add": np.add, "sub": np.subtract, "mul": np.multiply, "div": np.floor_divide, "mod": np.remainder,
-    "min": np.minimum, "max": np.maximum, "eq": np.equal, "lt": np.less, "le": np.less_equal,
+    "min": lambda a, b, out: np.minimum(a, b, out=out), "max": lambda a, b, out: np.maximum(a, b, out=out),
+    "eq": np.equal, "lt": np.less, "le": np.less_equal,
     "and": np.logical_and, "or": np.logical_or,
 }  # fmt: skip
 

@@ -34,8 +34,10 @@ class RunStep(NamedTuple):
 @dataclass(frozen=True)
 class RunReplay:
     """What became of a run. ``digest`` is that of the model's decisions, ``objects_digest`` that of the objects'
-    (``None`` where there are none, for a wrong version). ``broken`` is the clause that the last step broke; ``ended``
-    tells whether the run came to its end before patience did."""
+    (``None`` where there are none, for a wrong version). ``broken`` is the clause that the last step broke;
+    ``left`` says which field a wrong version then took out of its bounds. ``ended`` tells whether the run came to
+    its end before patience did.
+    """
 
     seed: int
     run: int
@@ -45,6 +47,7 @@ class RunReplay:
     digest: int
     objects_digest: int | None
     broken: Clause | None
+    left: str
     ended: bool
     decisions: int
 
@@ -69,7 +72,13 @@ class _Player:
         self.steps: list[RunStep] = []
         self.codes: list[int] = []
         self.broken: Clause | None = None
+        self.left = ""
         self.objects = Objects(schedule.bounds) if schedule.rules == PROTOCOL_RULES else None
+
+    @property
+    def stopped(self) -> bool:
+        """Whether something was found."""
+        return self.broken is not None or bool(self.left)
 
     def shown(self) -> State:
         """The fields of the bounded model."""
@@ -90,7 +99,7 @@ class _Player:
             ticking = ticking or turn.of_tick
             if turn.guard(INT, Fields(self.state)):
                 self._take(turn, number, given)
-                if self.broken is not None:
+                if self.stopped:
                     return
         self.state[FAULTS_LEFT] = max(self.state[FAULTS_LEFT] - 1, 0)
 
@@ -110,7 +119,7 @@ class _Player:
             totals = [before[f"{place.room}_total"] for place in self.schedule.layout.rooms[turn.room]]
             self.early = UNKNOWN in totals
             given[turn.room] = [[int(block.rpartition("b")[2]) for block in blocks] for blocks in ordered]
-        elif self.objects is not None and not turn.of_tick and self.broken is None:
+        elif self.objects is not None and not turn.of_tick and not self.stopped:
             self.objects.do(turn.deed, turn.room, turn.rank, numbers, before)
             if turn.deed not in ("receive GRANT", "stage"):  # the code executes at once, the model in a turn of its own
                 self._compare()
@@ -123,7 +132,13 @@ class _Player:
             action = bounded.action(name)
             if not holds(bounded, action, state):
                 raise LocalError(f"round {number}, {turn.name}: the bounded model does not allow '{name}' here")
-            state = apply(bounded, action, state)
+            try:
+                state = apply(bounded, action, state)
+            except LocalError as error:
+                if self.objects is not None:
+                    raise  # the protocol itself stays within bounds
+                self.left = str(error).partition(", in the state")[0]
+                return
             self.steps.append(RunStep(number, name, state))
             self.broken = next((clause for clause in self.clauses if not holds(bounded, clause, state)), None)
             if self.broken is not None:
@@ -151,7 +166,7 @@ def replay_run(schedule: Schedule, seed: int, run: int, words: int, *, judge: bo
     """
     player = _Player(schedule, seed, run, words, judge)
     rounds, over = 0, False
-    while not over and player.broken is None and rounds <= schedule.rounds_max:
+    while not over and not player.stopped and rounds <= schedule.rounds_max:
         player.round(rounds)
         rounds += 1
         over = bool(schedule.over(INT, Fields(player.state)))
@@ -159,7 +174,7 @@ def replay_run(schedule: Schedule, seed: int, run: int, words: int, *, judge: bo
     objects = _digest(player.objects.codes) if player.objects is not None else None
     return RunReplay(
         seed, run, player.start, tuple(player.steps), rounds, digest, objects, player.broken,
-        over and player.broken is None, len(player.codes),
+        player.left, over and not player.stopped, len(player.codes),
     )  # fmt: skip
 
 

@@ -388,7 +388,7 @@ def mass_schedule(bounds: Bounds, rules: ModelRules = PROTOCOL_RULES) -> Schedul
     actions = tuple(Action(turn.name, turn.guard, turn.update, not turn.fault) for turn in maker.turns)
     whole = Model("protocol-mass", (*model.fields, *extra), model.initial, actions, model.clauses)
     grants = -(-bounds.size // bounds.block_tokens)
-    rounds_max = 200 + 40 * bounds.rooms * bounds.ranks * grants
+    rounds_max = 100 + 24 * bounds.rooms * bounds.ranks * grants
     return Schedule(
         bounds, rules, model, whole, maker.layout, tuple(maker.turns), maker.draws, _over(maker.layout),
         (maker.tick_draw, maker.offer_draw), rounds_max,
