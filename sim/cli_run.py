@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from fsm.errors import LocalError
 from fsm.trace import Trace
 from sim import render
 from sim.cli_common import (
@@ -34,13 +35,16 @@ from sim.cli_common import (
     save_trace,
     with_command,
 )
+from sim.cli_mass import JudgeName, simulate_vector
+from sim.cli_model import DeviceOption, Limits, MemoryOption, SpillOption
 from sim.cli_trace import point_json, point_of, print_views, shrink_progress
+from sim.cli_vector import check_vector
 from sim.engines.check import check
 from sim.engines.no_return import NoReturn
 from sim.engines.result import Found, Result
 from sim.engines.shrink import shrink
 from sim.engines.simulate import simulate
-from sim.progress import Bar, bar
+from sim.progress import Bar, bar, search_progress
 
 RUNS = 1_000
 """How many runs ``simulate`` makes if it is not told."""
@@ -55,6 +59,13 @@ SHOWN_STEPS_MAX = 60
 """A longer trace of a random run is shortened before it is shown."""
 
 
+class EngineName(str, Enum):
+    """What is searched."""
+
+    scalar = "scalar"
+    vector = "vector"
+
+
 class MachineName(str, Enum):
     """What drives the lifecycles."""
 
@@ -66,6 +77,33 @@ def register(app: typer.Typer) -> None:
     """Add the commands of this module."""
     app.command("check")(check_command)
     app.command("simulate")(simulate_command)
+
+
+LivenessOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--liveness/--no-liveness", show_default="where the graph is small",
+        help="Judge on the finished graph what must happen in the end.",
+    ),
+]
+SymmetryOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--symmetry/--no-symmetry", show_default="symmetry, without a wrong version",
+        help="Count states as one that differ only in the names of blocks, ranks and requests.",
+    ),
+]  # fmt: skip
+
+
+def _refuse_for_scalar(limits: Limits, liveness: bool | None, symmetry: bool | None) -> None:
+    """Options that only the vector engine has."""
+    given = {
+        "--memory": limits.memory_gib, "--spill": limits.spill, "--device": limits.device,
+        "--liveness": liveness, "--symmetry": symmetry,
+    }  # fmt: skip
+    names = [name for name, value in given.items() if value is not None]
+    if names:
+        raise LocalError(f"{names[0]}: only the vector engine has that; add --engine vector")
 
 
 @reports_errors
@@ -86,16 +124,35 @@ def check_command(
         list[str] | None,
         typer.Option("--only", metavar="P", help="Look for this property alone; may be repeated.", show_default=False),
     ] = None,
+    engine: Annotated[
+        EngineName, typer.Option("--engine", help="The objects themselves, or a model of the scenario's size.")
+    ] = EngineName.scalar,
+    liveness: LivenessOption = None,
+    symmetry: SymmetryOption = None,
+    memory: MemoryOption = None,
+    spill: SpillOption = None,
+    device: DeviceOption = None,
     trace: TraceOption = None,
     json: JsonOption = False,
 ) -> None:
     """Try every order of events, every place for each fault and every answer of the allocator.
 
     Breadth first, so the trace of a violation is the shortest there is. Says "exhausted" only if it was.
+
+    With --engine vector it is a model of the scenario's size that is searched: faster by ten times and more, and freer
+    than the scenario; the options from --liveness to --device are for that.
     """
     check_writable(trace)
     only = check_properties(only)
     chosen = choose_scenario(scenario, detector, hazard, allocator, property=only[0] if only else "")
+    vector = Limits(states_max, time_max, memory, spill, device=device)
+    if engine is EngineName.vector:
+        if trace is not None:
+            raise LocalError(f"--trace {trace}: the run of a model is no trace; leave it out, and see --json")
+        wanted = {"liveness": liveness, "symmetry": symmetry}
+        check_vector(chosen, vector, only=only, json=json, **wanted)
+        return
+    _refuse_for_scalar(vector, liveness, symmetry)
     arguments = list(chosen.arguments)
     for name in only:
         arguments += ["--only", name]
@@ -136,7 +193,13 @@ def simulate_command(
             "--seed", metavar="N", min=0, max=SEED_LIMIT, help="Left out: drawn, and printed.", show_default=False
         ),
     ] = None,
-    runs: Annotated[int, typer.Option("--runs", metavar="N", min=1, max=RUNS_LIMIT, help="How many runs.")] = RUNS,
+    runs: Annotated[
+        int | None,
+        typer.Option(
+            "--runs", metavar="N", min=1, max=RUNS_LIMIT, help="How many runs.",
+            show_default="1,000; with --engine vector 1,000,000",
+        ),
+    ] = None,
     jobs: Annotated[
         int | None,
         typer.Option("--jobs", metavar="N", min=1, help="Processes; left out: one for each core.", show_default=False),
@@ -144,11 +207,39 @@ def simulate_command(
     machine: Annotated[
         MachineName, typer.Option("--machine", help="What drives the lifecycles; the digest is the same.")
     ] = MachineName.transitions,
+    engine: Annotated[
+        EngineName, typer.Option("--engine", help="The objects themselves, or a model of them, millions of times.")
+    ] = EngineName.scalar,
+    run: Annotated[
+        int | None,
+        typer.Option(
+            "--run", metavar="N", min=0, max=RUNS_LIMIT - 1, show_default=False,
+            help="With --engine vector: this run alone, with real objects beside it.",
+        ),
+    ] = None,
+    judge: Annotated[
+        JudgeName | None,
+        typer.Option("--judge", help="With --engine vector: when clauses are judged.", show_default="turn"),
+    ] = None,
     trace: TraceOption = None,
     json: JsonOption = False,
-) -> None:
-    """Make many random runs: faults first, then none and a fair scheduler. One seed gives one digest, everywhere."""
+) -> None:  # fmt: skip
+    """Make many random runs: faults first, then none and a fair scheduler. One seed gives one digest, everywhere.
+
+    With --engine vector the runs are those of a model, in lanes; without a scenario, of two requests that share two
+    blocks.
+    """
     check_writable(trace)
+    if engine is EngineName.vector:
+        _refuse_for_lanes(trace, jobs, machine)
+        named = any(given is not None for given in (scenario, detector, hazard, allocator))
+        asked = choose_scenario(scenario, detector, hazard, allocator) if named else None
+        first = int.from_bytes(os.urandom(4), "big") if seed is None else seed
+        simulate_vector(asked, seed=first, runs=runs, run=run, judge=judge or JudgeName.turn, json=json)
+        return
+    if run is not None or judge is not None:
+        raise LocalError(f"{'--run' if run is not None else '--judge'}: only lanes have that; add --engine vector")
+    runs = RUNS if runs is None else runs
     chosen = choose_scenario(scenario, detector, hazard, allocator, default=SIMULATED)
     if seed is None:
         seed = int.from_bytes(os.urandom(4), "big")  # only which runs are made; what happens in them follows from it
@@ -176,15 +267,11 @@ def simulate_command(
     exit_with(result.exit_code)
 
 
-def search_progress(shown: Bar | None) -> Callable[[int, int, int], None] | None:
-    """What an engine that searches by levels tells how far it has come."""
-    if shown is None:
-        return None
-
-    def report(states: int, depth: int, frontier: int) -> None:
-        shown.update(text=f"{states:,} states, depth {depth}, {frontier:,} to go at this depth")
-
-    return report
+def _refuse_for_lanes(trace: Path | None, jobs: int | None, machine: MachineName) -> None:
+    """Options that runs of a model have no use for."""
+    for name, given in (("--trace", trace), ("--jobs", jobs), ("--machine", machine is not MachineName.transitions)):
+        if given:
+            raise LocalError(f"{name}: runs of a model have none; leave it out, or leave --engine vector out")
 
 
 def _runs_progress(shown: Bar | None) -> Callable[[int, int], None] | None:
