@@ -112,18 +112,22 @@ def _not_leasable(step: Step, place: Place, layout: Layout) -> Number:
 
 def _in_turn(step: Step, place: Place, layout: Layout) -> Number:
     """Nothing else is decided about the request, and no older one that holds data, or holds none as this one, could
-    have blocks."""
-    choice = Picked(step, place, layout, {})
-    kept: Number = receiver.verdict(step, place, receiver.observe(step, place, choice)) == kernel.IDLE
-    rank = place.room.partition("k")[2]
+    have blocks. (An older one that asks early has none of the last block, which this one may then have.)"""
+    order, rank = step.rules.order, int(place.room.partition("k")[2])
+
+    def asked(of: Place) -> tuple[receiver.Seen, receiver.Grant]:
+        choice = Picked(step, of, layout, {})
+        seen = receiver.observe(step, of, choice)
+        return seen, receiver.work_out_grant(step, of, choice, seen)
+
+    seen, own = asked(place)
+    kept: Number = receiver.verdict(step, place, seen) == kernel.IDLE
     for places in layout.rooms:
-        other = places[int(rank)]
+        other = places[rank]
         if other.number < place.number:
-            picked = Picked(step, other, layout, {})
-            asks = receiver.work_out_grant(step, other, picked, receiver.observe(step, other, picked)).blocks > 0
-            order = step.rules.order
-            late = order(step.ops, step.part(other.room)) > order(step.ops, step.part(place.room))
-            kept = kept & (negate(asks) | late)
+            theirs = asked(other)[1]
+            later = order(step.ops, step.part(other.room)) > order(step.ops, step.part(place.room))
+            kept = kept & (negate(theirs.blocks > 0) | later | (theirs.early & negate(own.early)))
     return kept
 
 

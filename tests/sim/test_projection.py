@@ -24,14 +24,14 @@ FREE = Schedule(ticks_free=True, copy_lags=True, staging_lags=True)
 
 def world(
     tokens: int = 2, count: int = 1, early: int = 0, blocks: int = 1, faults: dict[str, int] | None = None,
-    ranks: int = 1, schedule: Schedule = FREE, **pool: Any,
+    ranks: int = 1, senders: int = 0, schedule: Schedule = FREE, **pool: Any,
 ) -> Scenario:  # fmt: skip
     """A small scenario. The allocator may refuse three times, which is as often as it matters here."""
     pool = {"block_tokens": 1, "grant_blocks_max": 1, "refusals_max": 3, **pool}
     return Scenario(
         pool=Pool(blocks=blocks, allocator="adversary", **pool),
         requests=(Request(tokens=tokens, count=count, grant_tokens=early),),
-        ranks=RankCounts(receivers=ranks, senders=ranks), schedule=schedule, faults=Faults(**(faults or {})),
+        ranks=RankCounts(receivers=ranks, senders=senders or ranks), schedule=schedule, faults=Faults(**(faults or {})),
     )  # fmt: skip
 
 
@@ -50,8 +50,10 @@ EQUAL = {
     "own completions": (world(schedule=free(notice_lags=True), faults=LATE), ("delay",)),
     "late bytes": (world(schedule=free(data_lags_status=True), faults=LATE), ("delay",)),
     "leases": (world(block_tokens=2, lease=True, faults=LATE), ("delay",)),
-    "two requests": (world(1, count=2, refusals_max=2, faults=LATE), ("delay",)),
-    "two ranks": (world(1, ranks=2, refusals_max=2, faults=LATE), ("delay",)),
+    "two requests": (world(count=2, refusals_max=2, faults=LATE), ("delay",)),
+    "two requests, two blocks": (world(1, count=2, blocks=2, refusals_max=2, faults=LATE), ("delay",)),
+    "two ranks": (world(ranks=2, refusals_max=2, faults=LATE), ("delay",)),
+    "two ranks, one sender": (world(1, ranks=2, senders=1, refusals_max=2, faults=LATE), ("delay",)),
     "aborts": (world(refusals_max=2, faults={"abort_max": 1, "delay_max": 1}), ("delay", "abort")),
 }
 """Scenarios, and which budgets are never used up, in which the world is as free as the model."""
