@@ -22,7 +22,7 @@ from fsm.ranks import fold
 from fsm.reasons import Reason
 from fsm.receiver import Receiver
 from fsm.receiver_facts import ReceiverConfig
-from fsm.rules import PROTOCOL
+from fsm.rules import PROTOCOL, Rules
 from fsm.sender import Sender, SenderConfig
 from fsm.states import State
 from sim.model.protocol_bounded import Bounds
@@ -81,12 +81,15 @@ class Told(Fifo):
 
 
 class Objects:
-    """The processes of a bounded model. ``codes`` is what they decided, each as :func:`decision_code` writes it."""
+    """The processes of a bounded model. ``codes`` is what they decided, each as :func:`decision_code` writes it.
 
-    def __init__(self, bounds: Bounds) -> None:
+    ``rules`` are those that they follow. Raises LocalError for several ranks that do not each have a sender.
+    """
+
+    def __init__(self, bounds: Bounds, rules: Rules = PROTOCOL) -> None:
         if bounds.ranks > 1 and bounds.senders < bounds.ranks:
             raise LocalError(f"ranks={bounds.ranks}, senders={bounds.senders}: expected a sender for each rank")
-        self.bounds = bounds
+        self.bounds, self.rules = bounds, rules
         self.payload = PayloadLayout(bounds.block_tokens, 1, "int64", ("fill_ids",), 0, 1)
         self.codes: list[int] = []
         self.to_receiver: list[Any] = []
@@ -107,7 +110,7 @@ class Objects:
             self.payload, rank=rank, sender_rank=rank, total_tokens_max=max(bounds.size, bounds.early_tokens),
             grant_blocks_max=bounds.grant_blocks_max, landed_required=bounds.late, two_sided=bounds.late,
         )  # fmt: skip
-        return Receiver(config, BlockLedger(bounds.blocks, self.allocators[rank]), boot_id=1)
+        return Receiver(config, BlockLedger(bounds.blocks, self.allocators[rank]), boot_id=1, rules=self.rules)
 
     def _sender(self, rank: int, boot: int) -> Sender:
         bounds = self.bounds
@@ -115,7 +118,7 @@ class Objects:
             self.payload, rank=rank, receiver_ranks=(rank,), senders=bounds.ranks,
             source_blocks=bounds.rooms * bounds.size,
         )  # fmt: skip
-        sender = Sender(config, boot_id=boot)
+        sender = Sender(config, boot_id=boot, rules=self.rules)
         for number in range(bounds.rooms):
             self._said(rank, sender.submit(FIRST_ROOM + number, bounds.size, 0))
         return sender
@@ -170,7 +173,7 @@ class Objects:
         for rank, allocator in enumerate(self.allocators):
             allocator.plan = {FIRST_ROOM + number: tuple(blocks[rank]) for number, blocks in given.items()}
             allocator.spare = int(early)
-        agreed = fold(tuple(receiver.observe(0) for receiver in self.receivers), PROTOCOL)
+        agreed = fold(tuple(receiver.observe(0) for receiver in self.receivers), self.rules)
         said = [self._heard(rank, receiver.decide(agreed, 0)) for rank, receiver in enumerate(self.receivers)]
         if any(codes != said[0] for codes in said):
             raise LocalError(f"the ranks decide differently in one tick: {said}")

@@ -171,10 +171,11 @@ SIZES = {
     "no-reserve": Bounds(size=2, blocks=2, early_tokens=2),
     "floor-start": Bounds(size=3, block_tokens=2, early_tokens=1, blocks=2),
 }  # fmt: skip
-STUCK = ("flag", "indices-after", "sent-accumulate", "sent-cached", "all-or-nothing")
+STUCK = ("flag", "indices-after", "sent-accumulate", "sent-cached", "all-or-nothing", "silent-unknown-room")
 FOUND = (
-    "none", "generation", "free-then-alloc", "alloc-before-free", "max-progress", "first-rank-triggers", "no-grant-seq",
-    "free-without-quiescence", "late-status", "floor-start", "admission-first", "no-reserve",
+    "none", "indices-before", "generation", "free-then-alloc", "alloc-before-free", "max-progress",
+    "first-rank-triggers", "no-grant-seq", "free-without-quiescence", "late-status", "floor-start", "admission-first",
+    "no-reserve",
 )  # fmt: skip
 
 
