@@ -34,8 +34,9 @@ WALK_STEPS = 300
 """Runs at random from a state, and the steps of each."""
 
 
-STEPS_MAX = 1_000
-"""Of a longer trace the last steps are looked at."""
+STEPS_MIN, STEP_SIZES_MAX = 200, 100_000
+"""Of a very long trace the last steps are looked at: as many as have so many blocks and requests together (the second
+number), and not fewer than the first."""
 
 Progress = Callable[[int], None]
 """Told now and then: states visited."""
@@ -58,6 +59,8 @@ class NoReturn(NamedTuple):
     first: int = 0
     last: int = 0
     states_max: int = STATES_MAX
+    steps: int = 0
+    """So many steps, the last ones, were looked at; 0: all."""
 
     @property
     def text(self) -> str:
@@ -67,7 +70,8 @@ class NoReturn(NamedTuple):
         if self.step is None and self.coverage == "exhausted":
             return "there is none: at the end of the trace a run could still go well"
         if self.step is None:
-            within = f"not found within {self.states_max:,} states and the last {STEPS_MAX:,} steps"
+            within = f"not found within {self.states_max:,} states"
+            within += f" and the last {self.steps:,} steps" if self.steps else ""
             latest = f", step {self.last} at the latest" if self.last else ""
             return f"{within}; step {self.first} at the earliest{latest}"
         if self.step == 0:
@@ -166,7 +170,10 @@ def no_return(trace: Trace, *, states_max: int = STATES_MAX, progress: Progress 
     if not trace.ending.property:
         return NoReturn(None, "")
     ahead = Ahead(trace.header, scenario_of(trace.header))
-    states, faults, passed = _course_of(ahead, trace)
+    scenario = ahead.scenario
+    size = sum(scenario.pool_blocks(rank) for rank in range(scenario.ranks.receivers)) + len(ahead.world.requests)
+    steps_max = max(STEPS_MIN, STEP_SIZES_MAX // size)
+    states, faults, passed = _course_of(ahead, trace, steps_max)
     doom = Doom(ahead, passed, states_max, progress)
     search = _Bisection(doom, states)
     try:
@@ -175,18 +182,19 @@ def no_return(trace: Trace, *, states_max: int = STATES_MAX, progress: Progress 
         step = search.find(faults)
     except OutOfStates:
         last = search.failed if search.failed <= len(trace.steps) else 0
-        return NoReturn(None, "bounded", doom.states, search.good + 1, last, states_max)
+        steps = steps_max if steps_max < len(trace.steps) else 0
+        return NoReturn(None, "bounded", doom.states, search.good + 1, last, states_max, steps)
     return NoReturn(step, "exhausted", doom.states, step, step, states_max)
 
 
-def _course_of(ahead: Ahead, trace: Trace) -> tuple[list[State | None], list[int], list[str]]:
-    """The state before each step that is looked at, and after the last one if that step as such broke nothing; the
+def _course_of(ahead: Ahead, trace: Trace, steps_max: int) -> tuple[list[State | None], list[int], list[str]]:
+    """The state before each of the last steps, and after the very last one if that step as such broke nothing; the
     steps that are faults; the properties that were broken before the last step."""
     world = world_ahead(trace.header, ahead.scenario)
     states: list[State | None] = []
     faults, passed = [], []
     for number, step in enumerate(trace.steps, start=1):
-        states.append(ahead.state_of(world) if number > len(trace.steps) - STEPS_MAX else None)
+        states.append(ahead.state_of(world) if number > len(trace.steps) - steps_max else None)
         if step.action not in actions.enabled(world):
             faults.append(number)
         passed = [violation.property for violation in world.monitors.violations]

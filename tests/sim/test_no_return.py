@@ -201,6 +201,18 @@ def test_a_bound_that_is_too_low_is_no_wrong_answer() -> None:
     assert no_return(trace, states_max=21).coverage == "exhausted"
 
 
+def test_of_a_very_long_trace_the_last_steps_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    trace = found("free-then-alloc", "I3")
+    monkeypatch.setattr("sim.engines.no_return.STEP_SIZES_MAX", 0)
+    for steps, expected in ((1, None), (2, None), (3, 13), (15, 13)):
+        monkeypatch.setattr("sim.engines.no_return.STEPS_MIN", steps)
+        assert no_return(trace).step == expected
+    monkeypatch.setattr("sim.engines.no_return.STEPS_MIN", 2)
+    assert no_return(trace).text.startswith(
+        "not found within 5,000 states and the last 2 steps; step 0 at the earliest"
+    )
+
+
 def test_a_trace_that_breaks_nothing_has_none() -> None:
     trace = run_once(HOSTILE, Seeded(1), record=True).trace
     assert trace is not None and not trace.ending.property
