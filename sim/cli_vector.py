@@ -79,8 +79,8 @@ class _Live:
             found_not = f"not found within {NO_RETURN_STATES_MAX:,} states"
             why = found_not if point.bound else "none: it could still end well"
             facts.append(("no return", why))
-        said = {"step": point.step, "states": point.states, "bound": point.bound}
-        return Told(facts=facts, json={"point_of_no_return": said}, no_return=point.step)
+        said = {"coverage": "bounded" if point.bound else "exhausted", "states": point.states, "text": point.bound}
+        return Told(facts=facts, json={"point_of_no_return": point.step, "no_return": said}, no_return=point.step)
 
     def _judge(self, quiet: bool) -> Told:
         chosen = [p for p in promises(self.bounds, self.rules) if not self.only or p.property in self.only]
