@@ -50,11 +50,11 @@ EQUAL = {
     "own completions": (world(schedule=free(notice_lags=True), faults=LATE), ("delay",)),
     "late bytes": (world(schedule=free(data_lags_status=True), faults=LATE), ("delay",)),
     "leases": (world(block_tokens=2, lease=True, faults=LATE), ("delay",)),
-    "two requests": (world(count=2, refusals_max=2, faults=LATE), ("delay",)),
-    "two requests, two blocks": (world(1, count=2, blocks=2, refusals_max=2, faults=LATE), ("delay",)),
-    "two ranks": (world(ranks=2, refusals_max=2, faults=LATE), ("delay",)),
+    "two requests": (world(count=2, refusals_max=1, faults=LATE), ("delay",)),
+    "two requests, two blocks": (world(1, count=2, blocks=2, refusals_max=1, faults=LATE), ("delay",)),
+    "two ranks": (world(ranks=2, refusals_max=1, faults=LATE), ("delay",)),
     "two ranks, one sender": (world(1, ranks=2, senders=1, refusals_max=2, faults=LATE), ("delay",)),
-    "aborts": (world(refusals_max=2, faults={"abort_max": 1, "delay_max": 1}), ("delay", "abort")),
+    "aborts": (world(refusals_max=1, faults={"abort_max": 1, "delay_max": 1}), ("delay", "abort")),
 }
 """Scenarios, and which budgets are never used up, in which the world is as free as the model."""
 
