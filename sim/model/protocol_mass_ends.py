@@ -26,6 +26,7 @@ from sim.model.protocol_mass_parts import (
 from sim.model.protocol_parts import Part, Step
 from sim.model.protocol_receiver import Place
 
+BROKEN = "a write breaks"
 STRIKES = 3
 """Of 16 draws, how many let a fault strike in a round of the first phase."""
 
@@ -168,11 +169,15 @@ class Endings(Book):
         )  # fmt: skip
 
     def faults(self, places: Sequence[tuple[int, int, Place]]) -> None:
-        """At most one of them strikes in a round."""
+        """At most one of them strikes in a round.
+
+        On a two-sided transport (``late``) no single write breaks: there the connection is lost with it, and a process
+        that outlives that comes back under a new boot id, as after a crash.
+        """
         kinds: list[tuple[str, int, int, Place]] = []
         if self.bounds.faults:
             for number, rank, place in places:
-                kinds += [(name, number, rank, place) for name in FAULTS]
+                kinds += [(name, number, rank, place) for name in FAULTS if not (name == BROKEN and self.bounds.late)]
         if self.bounds.crashes:
             for rank in range(self.bounds.ranks):
                 kinds += [(CRASH, 0, rank, self.on_rank(rank)[0])] * 2

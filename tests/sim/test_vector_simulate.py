@@ -13,9 +13,10 @@ import pytest
 
 from fsm.errors import LocalError
 from fsm.kernel import INT
+from sim import bench_mass
 from sim.engines import vector_simulate_draws as draws
 from sim.engines import vector_simulate_native as native
-from sim.engines.vector_simulate import USUAL, Mass, MassResult, expected
+from sim.engines.vector_simulate import USUAL, Mass, MassResult, expected, grant_sizes
 from sim.engines.vector_simulate_arrays import Arrays
 from sim.engines.vector_simulate_nodes import Nodes, evaluate
 from sim.engines.vector_simulate_program import Program, make_program
@@ -154,7 +155,21 @@ def test_a_batch_in_which_something_never_happened_is_unknown() -> None:
 def test_what_cannot_happen_is_not_missed() -> None:
     counters = dict.fromkeys(("resume", "same_blocks", "starvation", "quarantine", "stale_status"), 0)
     assert expected(Bounds(size=2, blocks=2, faults=False), counters) == ["stale_status"]
-    assert expected(Bounds(size=3, blocks=2), counters) == list(counters)
+    assert expected(Bounds(size=3, blocks=2), counters) == ["resume", "starvation", "quarantine", "stale_status"]
+    assert expected(Bounds(size=4, blocks=2), counters) == list(counters)
+
+
+@pytest.mark.parametrize(
+    ("bounds", "sizes"),
+    [
+        (Bounds(size=3, blocks=2), [2, 1]),
+        (Bounds(size=3, blocks=2, grant_blocks_max=1), [1, 1, 1]),
+        (Bounds(size=7, blocks=3, block_tokens=3, early_tokens=2), [1, 2]),
+        (Bounds(size=2, blocks=1, early_tokens=2), [1, 1]),
+    ],
+)
+def test_the_grants_of_a_request_that_is_alone(bounds: Bounds, sizes: list[int]) -> None:
+    assert grant_sizes(bounds) == sizes
 
 
 # --- wrong versions --------------------------------------------------------------------------------------
@@ -243,6 +258,21 @@ def test_decisions_that_differ_anywhere_have_different_codes_and_digests() -> No
 
 
 # --- bad input, and the command --------------------------------------------------------------------------
+
+
+def test_the_benchmark_measures_both_simulators(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_mass.native, "available", lambda: False)
+    monkeypatch.setattr(bench_mass, "ARRAY_RUNS", 400)
+    (figures,) = bench_mass.measure_all(quick=True).values()
+    assert {figure.name for figure in figures} >= {"without llvmlite", "the simulator of the objects"}
+    assert all(figure.value > 0 and figure.target is None for figure in figures)
+
+
+def test_on_a_two_sided_transport_no_single_write_breaks() -> None:
+    """Blocks of one that did would wait for a receive that never ends: the connection is lost with it there."""
+    names = [turn.deed for turn in mass_schedule(Bounds(late=True)).turns]
+    assert "a write breaks" not in names and "a copy fails" in names
+    assert "a write breaks" in [turn.deed for turn in mass_schedule(Bounds()).turns]
 
 
 @pytest.mark.parametrize(
