@@ -380,7 +380,7 @@ def _room_action(layout: Layout, rules: ModelRules, place: Place, entry: Entry, 
 
 
 def _sender_actions(layout: Layout, rules: ModelRules) -> Iterator[Action]:
-    """A payload is staged for all ranks that a process serves. A process dies with all its lanes, and another starts."""
+    """A payload is staged for all ranks that a process serves. A process dies with its lanes, and another starts."""
     for number, served in enumerate(layout.served):
         for room in layout.rooms:
             lanes = [place for place in room if place in served]
