@@ -44,7 +44,7 @@ BUFFER_ROWS_WIDE = 1 << 16
 BUFFER_ROWS_MIN = 1 << 12
 BUFFER_SHARE = 16
 """Of the memory, at most one part in so many is taken by the buffer; sorting it takes a few times as much."""
-NATIVE_STATES = 200_000
+NATIVE_STATES = 100_000
 """When so many states are known, machine code pays for its compilation."""
 
 

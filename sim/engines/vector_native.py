@@ -33,7 +33,7 @@ BLOCK = 8
 """States that are unpacked and packed at once: eight words."""
 ROOM_ROWS = 1 << 16
 """Successors that are handed out at once."""
-TABLE_ROWS = 1 << 20
+TABLE_ROWS = 1 << 21
 """Successors that are remembered, a power of two."""
 TABLE_ROWS_MIN = 1 << 14
 MEMORY_SHARE = 4
