@@ -1,8 +1,8 @@
-"""Lanes as numpy arrays: a column for each field, and everything that a turn does as calls on whole columns.
+"""Lanes as numpy arrays: a column for each field, and a turn as calls on whole columns.
 
-What many lanes do in a round is worked out for all of them and put where it is done; what few do, for those few.
-Columns are as narrow as they can be. A choice between two numbers is made of bits, ``((a ^ b) & mask) ^ b``, since
-numpy's own takes far longer where it cannot be foreseen.
+Who takes a turn is worked out for all lanes, and what it does for those that take it. Columns are as narrow as they can
+be. A choice between two numbers is made of bits, ``((a ^ b) & mask) ^ b``, since numpy's own takes far longer where it
+cannot be foreseen.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from sim.engines.vector_simulate_nodes import Node, fields_of, parts_of
 from sim.engines.vector_simulate_program import LaneTurn, Program, Stop, Tally
 from sim.model.protocol_mass_parts import FAULTS_LEFT
 
-LANES = 1 << 14
+LANES = 1 << 15
 """Lanes that go side by side: what is computed of them stays in the second level cache."""
 FEWEST = 64
 """The smallest part of the lanes that is worked out at a time; larger ones grow by doubling."""
@@ -99,9 +99,13 @@ class Plan:
             (node, "xor", (chosen, no), False),
         ]  # fmt: skip
 
-    def bind(self, columns: dict[str, NDArray[Any]], length: int) -> Bound:
-        """The calls on these columns, each of that length."""
-        registers = [np.empty(length, np.bool_ if truth else self.kind) for truth in self.registers]
+    def bind(self, columns: dict[str, NDArray[Any]], length: int, pool: Pool) -> Bound:
+        """The calls on these columns, each of that length, with the registers of a pool."""
+        used = {True: 0, False: 0}
+        registers = []
+        for truth in self.registers:
+            registers.append(pool.register(length, np.bool_ if truth else self.kind, used[truth]))
+            used[truth] += 1
 
         def source(arg: Any) -> Any:
             if isinstance(arg, Node) and arg.op == "const":
@@ -127,6 +131,21 @@ class Plan:
         return _UFUNCS[op.op], (args[0], args[1], out)
 
 
+class Pool:
+    """Registers that all plans have in common: one plan is done with them before the next is run, and so they stay in
+    the cache."""
+
+    def __init__(self) -> None:
+        self._registers: dict[tuple[int, Any], list[NDArray[Any]]] = {}
+
+    def register(self, length: int, kind: Any, number: int) -> NDArray[Any]:
+        """The register of that number, of so many lanes."""
+        registers = self._registers.setdefault((length, kind), [])
+        while number >= len(registers):
+            registers.append(np.empty(length, kind))
+        return registers[number]
+
+
 class Bound(NamedTuple):
     """Calls that are ready to be made, and where their results then are."""
 
@@ -143,8 +162,8 @@ class Bound(NamedTuple):
 class _Part:
     """What few lanes do: their columns are gathered, worked out and put back."""
 
-    def __init__(self, roots: Sequence[Node], bits: int) -> None:
-        self.plan = Plan(roots, bits)
+    def __init__(self, roots: Sequence[Node], bits: int, pool: Pool) -> None:
+        self.plan, self._pool = Plan(roots, bits), pool
         self._sizes: dict[int, tuple[dict[str, NDArray[Any]], Bound]] = {}
 
     def run(self, columns: dict[str, NDArray[Any]], rows: NDArray[np.intp]) -> list[Any]:
@@ -155,7 +174,7 @@ class _Part:
         found = self._sizes.get(size)
         if found is None:
             buffers = {name: np.zeros(size, self.plan.kind) for name in self.plan.fields}
-            found = self._sizes[size] = buffers, self.plan.bind(buffers, size)
+            found = self._sizes[size] = buffers, self.plan.bind(buffers, size, self._pool)
         buffers, bound = found
         for name, buffer in buffers.items():
             columns[name].take(rows, out=buffer[: len(rows)], mode="clip")
@@ -163,46 +182,31 @@ class _Part:
 
 
 class _Turn:
-    """One turn, for all lanes or for those that take it."""
+    """One turn: who takes it is worked out for all lanes, what it does for those that do."""
 
     def __init__(self, lanes: Arrays, turn: LaneTurn) -> None:
         program = lanes.program
-        nodes, bits = program.nodes, program.bits
-        self.turn = turn
-        self.lanes = lanes
+        self.turn, self.lanes = turn, lanes
         self.names = [name for name, _ in turn.writes]
         self.counts = [counter for counter, _ in turn.counts]
         told = [*(node for _, node in turn.counts), *turn.decision]
-        self.judge = None if turn.judged is nodes.true else _Part([turn.judged], bits)
-        if turn.rare:
-            self.roots = [node for _, node in turn.writes] + told
-            self.part = _Part(self.roots, bits)
-            self.first = Plan([turn.taken], bits).bind(lanes.columns, lanes.count)
-        else:
-            news = [
-                nodes.where(turn.taken, node, nodes.field(name, *lanes.range_of(name))) for name, node in turn.writes
-            ]
-            self.roots = [turn.taken, *news, *told]
-            self.first = Plan(self.roots, bits).bind(lanes.columns, lanes.count)
+        self.first = Plan([turn.taken], program.bits).bind(lanes.columns, lanes.count, lanes.pool)
+        self.part = _Part([*(node for _, node in turn.writes), *told], program.bits, lanes.pool)
+        judged = turn.judged is not program.nodes.true
+        self.judge = _Part([turn.judged], program.bits, lanes.pool) if judged else None
 
     def take(self) -> None:
         """Do it."""
-        results = self.first.run()
-        taken = results[0]
+        (taken,) = self.first.run()
         if not taken.any():
             return
         lanes, names = self.lanes, self.names
         rows = np.flatnonzero(taken)
         lanes.totals[0] += len(rows)
-        if self.turn.rare:
-            results = self.part.run(lanes.columns, rows)
-            for name, value in zip(names, results[: len(names)], strict=True):
-                lanes.columns[name][rows] = value
-            told = results[len(names) :]
-        else:
-            told = [value[rows] if isinstance(value, np.ndarray) else value for value in results[1 + len(names) :]]
-            for name, value in zip(names, results[1 : 1 + len(names)], strict=True):
-                np.copyto(lanes.columns[name], value)
+        results = self.part.run(lanes.columns, rows)
+        for name, value in zip(names, results, strict=False):
+            lanes.columns[name][rows] = value
+        told = results[len(names) :]
         for counter, value in zip(self.counts, told, strict=False):
             lanes.totals[counter] += int(np.count_nonzero(np.broadcast_to(value, len(rows))))
         if self.turn.decision:
@@ -217,6 +221,7 @@ class Arrays:
 
     def __init__(self, program: Program, count: int = LANES) -> None:
         self.program, self.count = program, count
+        self.pool = Pool()
         kind = np.int8 if program.bits == 8 else np.int16
         names = [*program.columns, *(f"draw{index}" for index in range(program.words * NIBBLES))]
         memory = np.zeros((len(names), count), kind)
@@ -226,13 +231,8 @@ class Arrays:
         self.keys, self.digests, self.ages = (np.zeros(count, np.uint64) for _ in range(3))
         self._turns = [_Turn(self, turn) for turn in program.turns]
         self.broken = np.zeros(count, np.bool_)
-        self._end = Plan([program.judged(), program.over], program.bits).bind(self.columns, count)
+        self._end = Plan([program.judged(), program.over], program.bits).bind(self.columns, count, self.pool)
         self.totals = [0] * len(program.counters)
-
-    def range_of(self, name: str) -> tuple[int, int]:
-        """The bounds of a column."""
-        field = self.program.schedule.model.field(name)
-        return field.low, field.high
 
     def start(self, seed: int, runs: int, *, keep: bool = False) -> None:
         """Begin a batch."""

@@ -43,7 +43,6 @@ class LaneTurn(NamedTuple):
     writes: tuple[tuple[str, Node], ...]
     decision: tuple[Node, ...]
     counts: tuple[tuple[int, Node], ...]
-    rare: bool
     judged: Node
     """All clauses that speak of anything that the turn writes, where clauses are judged after each turn."""
 
@@ -125,7 +124,7 @@ def make_program(schedule: Schedule, *, each_turn: bool = False) -> Program:
         if each_turn:
             written = [name for name, _ in writes]
             judged = _all(nodes, [node for node, fields in speaking if any(name in fields for name in written)])
-        turns.append(LaneTurn(turn.name, taken, tuple(writes), decision, tuple(counts), turn.rare, judged))
+        turns.append(LaneTurn(turn.name, taken, tuple(writes), decision, tuple(counts), judged))
     bounds = []
     for name in doubtful:
         field = schedule.model.field(name)

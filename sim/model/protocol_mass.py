@@ -167,11 +167,11 @@ class Maker(Endings):
 
     def lifecycles(self, number: int) -> None:
         """The first half of a tick for one request: its lifecycle. At most one of these is taken in a tick."""
-        for name, what, rare in (
-            ("tick: fail", FAIL, True), ("tick: complete", COMPLETE, True), ("tick: take a chunk", CHUNK, False),
-            ("tick: registered", REGISTERED, True),
+        for name, what in (
+            ("tick: fail", FAIL), ("tick: complete", COMPLETE), ("tick: take a chunk", CHUNK),
+            ("tick: registered", REGISTERED),
         ):  # fmt: skip
-            self._lifecycle(TICK_BY_NAME[name], number, what, rare)
+            self._lifecycle(TICK_BY_NAME[name], number, what)
 
     def _see(self, step: Step, number: int, taken: Sequence[Taken] = ()) -> list[tuple[Place, Any, receiver.Seen]]:
         found = []
@@ -182,7 +182,7 @@ class Maker(Endings):
             found.append((place, choice, receiver.observe(step, place, choice)))
         return found
 
-    def _lifecycle(self, entry: TickEntry, number: int, what: int, rare: bool) -> None:
+    def _lifecycle(self, entry: TickEntry, number: int, what: int) -> None:
         place = self.layout.rooms[number][0]
 
         def guard(draft: Draft) -> Number:
@@ -209,7 +209,7 @@ class Maker(Endings):
 
         self.add(
             entry.name, number, 0, place, guard, make, lambda state: [f"r{number}: {entry.name}"], of_tick=True,
-            decision=decision, rare=rare, counts={"quarantine": quarantined} if what == FAIL else {},
+            decision=decision, counts={"quarantine": quarantined} if what == FAIL else {},
         )  # fmt: skip
 
     def grant(self, number: int) -> None:
@@ -268,7 +268,7 @@ class Maker(Endings):
             return [f"r{number}: tick: grant " + " ".join("".join(block[-2:] for block in one) for one in given)]
 
         self.add(
-            "tick: grant", number, 0, places[0], guard, make, atoms, of_tick=True, decision=decision, rare=False,
+            "tick: grant", number, 0, places[0], guard, make, atoms, of_tick=True, decision=decision,
             numbers=numbers, counts={"resume": resumes, "same_blocks": same},
         )  # fmt: skip
 
@@ -290,7 +290,7 @@ class Maker(Endings):
         def atoms(state: Mapping[str, int]) -> list[str]:
             return [atom(one, entry.name, {}) for one in self.layout.rooms[number]] if follows else []
 
-        self.add("waits", number, 0, place, waits, make, atoms, of_tick=True, rare=follows,
+        self.add("waits", number, 0, place, waits, make, atoms, of_tick=True,
                  counts={"starvation": lambda ops, view: view[f"{place.room}_handled"] >= 0})  # fmt: skip
 
     def sending(self, number: int, rank: int, place: Place) -> None:
@@ -302,16 +302,16 @@ class Maker(Endings):
 
         self.entry("stage", number, rank, place, after=offers)
         self.entry("receive OFFER", number, rank, place, also=lambda draft, room: room.o_sent == 1)
-        self.entry("receive GRANT", number, rank, place, lambda room: {"seq": latest(room)}, rare=False)
+        self.entry("receive GRANT", number, rank, place, lambda room: {"seq": latest(room)})
 
         def executed(ops: Ops, before: View, after: View) -> Decision:
             failed = after[f"{p}_l_state"] == kernel.FAILED
             return (ops.where(failed, LANE_FAILED, EXECUTE), number, rank, before[f"{p}_p_seq"], 0, 0, 0)
 
-        self.entry("execute", number, rank, place, decision=executed, rare=False,
+        self.entry("execute", number, rank, place, decision=executed,
                    after=lambda draft, room: self._lane_told(draft, place))  # fmt: skip
         self.entry("another rank's GRANT", number, rank, place)
-        self.entry("bytes land", number, rank, place, rare=False)
+        self.entry("bytes land", number, rank, place)
         if self.bounds.crashes:
             self.entry("a write vanishes", number, rank, place)
 
@@ -321,7 +321,7 @@ class Maker(Endings):
             said = after[f"{p}_l_committed"]
             return (ops.where(live, COMMIT, 0), number, rank, before[f"{p}_f_seq"], said, last, 0)
 
-        self.entry("the write is done", number, rank, place, decision=committed, rare=False)
+        self.entry("the write is done", number, rank, place, decision=committed)
 
     def _lane_told(self, draft: Draft, place: Place) -> None:
         """The sender sends an ABORT when a lane fails by itself."""
@@ -333,11 +333,11 @@ class Maker(Endings):
         p = place.room
         if self.bounds.late or self.bounds.notices:
             self.entry(
-                "own completion", number, rank, place, lambda room: {"seq": room.d_seq}, rare=False,
+                "own completion", number, rank, place, lambda room: {"seq": room.d_seq},
                 also=lambda draft, room: room.d_seq > room.landed_seq, after=self._release(place),
                 atoms=lambda state: self._then_release(state, place, "own completion", {"seq": state[f"{p}_d_seq"]}),
             )  # fmt: skip
-        self.entry("receive STATUS", number, rank, place, lambda room: {"seq": room.done_seq}, rare=False)
+        self.entry("receive STATUS", number, rank, place, lambda room: {"seq": room.done_seq})
         self.entry("receive a late STATUS", number, rank, place, lambda room: {"seq": room.done_seq})
         self.again(number, rank, place)
         self.copies("a copy ends", number, rank, place, fault=False)

@@ -69,7 +69,7 @@ class Endings(Book):
             name, number, rank, place, guard,
             lambda draft: draft.do(BY_NAME[name], place, **chosen(draft.step())),
             lambda state: [atom(place, name, chosen(step_of(state, self.rules)))],
-            numbers=lambda ops, view: chosen(Step(ops, view, self.rules)), rare=True, fault=fault,
+            numbers=lambda ops, view: chosen(Step(ops, view, self.rules)), fault=fault,
             counts={name: lambda ops, view: view[f"{place.room}_state"] >= 0} if fault else {},
         )  # fmt: skip
 

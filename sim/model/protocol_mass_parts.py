@@ -49,12 +49,11 @@ Numbered = Callable[[Ops, View], Mapping[str, Number]]
 
 @dataclass(frozen=True)
 class Turn:
-    """One step of a round. ``guard`` and ``update`` as of an action; ``draw`` is the field that must be below ``rate``
-    (none: it is always taken when it can be).
+    """One step of a round, with guard and update as of an action; its draw is part of the guard.
 
     ``deed`` and ``numbers`` say what is to be done to the real objects, and in which version (a seq, a boot, blocks).
-    ``atoms`` are the bounded actions that it stands for, in a state that it is taken in. ``rare``: few lanes take it at
-    a time. ``counts`` are things to count where it is taken. ``fault``: it strikes in the first phase only.
+    ``atoms`` are the bounded actions that it stands for, in a state that it is taken in. ``counts`` are things to count
+    where it is taken. ``fault``: it strikes in the first phase only. ``of_tick``: it is a part of the receiver's tick.
     """
 
     name: str
@@ -66,7 +65,6 @@ class Turn:
     numbers: Numbered
     atoms: Callable[[Mapping[str, int]], list[str]]
     decision: Callable[[Ops, View, View], Decision] | None = None
-    rare: bool = True
     counts: Mapping[str, Callable[[Ops, View], Number]] = field(default_factory=dict)
     fault: bool = False
     of_tick: bool = False
