@@ -239,8 +239,14 @@ def simulate_command(
         return
     if run is not None or judge is not None:
         raise LocalError(f"{'--run' if run is not None else '--judge'}: only lanes have that; add --engine vector")
-    runs = RUNS if runs is None else runs
     chosen = choose_scenario(scenario, detector, hazard, allocator, default=SIMULATED)
+    _simulate_objects(chosen, seed, RUNS if runs is None else runs, jobs, machine, trace, json)
+
+
+def _simulate_objects(
+    chosen: Chosen, seed: int | None, runs: int, jobs: int | None, machine: MachineName, trace: Path | None, json: bool
+) -> None:
+    """Run a scenario, print what was found, and end with the exit code of the answer."""
     if seed is None:
         seed = int.from_bytes(os.urandom(4), "big")  # only which runs are made; what happens in them follows from it
     arguments = [*chosen.arguments, "--seed", str(seed), "--runs", str(runs)]
