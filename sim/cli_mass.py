@@ -92,9 +92,7 @@ def simulate_vector(
         facts = [("seed", str(seed)), ("runs", render.number(runs)), ("judged", _judged_text(mass, judge))]
         _print_options(console, of, facts)
     with bar("compiling", quiet=json) as shown:
-        if shown is not None:
-            shown.update(text="lanes")
-        mass.prepare(runs, monotonic)
+        mass.prepare(runs, monotonic, None if shown is None else lambda text: shown.update(text=text))
     with bar("running", runs, quiet=json) as shown:
         result = mass.run(seed, runs, progress=_progress(shown), clock=monotonic)
     code = _exit_code(result.verdict, result.property)

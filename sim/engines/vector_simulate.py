@@ -109,14 +109,20 @@ class Mass:
         self.lanes: Lanes | None = None
         self.prepared_s = 0.0
 
-    def prepare(self, runs: int, clock: Callable[[], float] = no_clock) -> Lanes:
-        """What the runs are made on, made once. Raises LocalError for an engine that is not installed."""
+    def prepare(self, runs: int, clock: Callable[[], float] = no_clock, say: native.Say = None) -> Lanes:
+        """What the runs are made on, made once; ``say`` is told what is under way.
+
+        Raises LocalError for an engine that is not installed.
+        """
         began = clock()
         if self.lanes is None:
             if not self.engine:
                 self.engine = "llvm" if native.available() and runs >= COMPILED_RUNS else "numpy"
             count = min(LANES, max(runs, FEWEST))
-            self.lanes = native.Native(self.program) if self.engine == "llvm" else Arrays(self.program, count)
+            if self.engine == "llvm":
+                self.lanes = native.Native(self.program, say)
+            else:
+                self.lanes = Arrays(self.program, count)
             self.prepared_s = clock() - began
         return self.lanes
 

@@ -28,6 +28,9 @@ LANES = 64
 
 STOPPED, VIOLATED = 0, 1
 
+Say = Callable[[str], Any] | None
+"""Told what is being done."""
+
 HEADER = ("next_run", "runs_end", "seed_key", "digest", "runs", "rounds", "rounds_max", "keep")
 """Words in front of the counters: the next run to start, where to stop, what the seed comes to; the sum of the sealed
 digests, and how many runs and rounds there were; patience; whether the digest of each run is kept."""
@@ -395,9 +398,9 @@ class Writer:
 class Native:
     """A group of lanes. ``play`` goes on for so many rounds, or to the first violation."""
 
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: Program, say: Say = None) -> None:
         self.program = program
-        self._engine, self._play = compiled(program)
+        self._engine, self._play = compiled(program, say)
         kind = np.int8 if program.bits == 8 else np.int16
         width = len(program.columns) + 1
         self.columns = _aligned((width, LANES), kind)
@@ -469,14 +472,19 @@ def _aligned(shape: tuple[int, int], kind: Any) -> NDArray[Any]:
     return aligned
 
 
-def compiled(program: Program) -> tuple[Any, Callable[..., int]]:
-    """The engine that holds the code, and the function."""
+def compiled(program: Program, say: Say = None) -> tuple[Any, Callable[..., int]]:
+    """The engine that holds the code, and the function; this takes seconds. ``say`` is told what is under way."""
+    say = say or (lambda text: None)
     writer = Writer(program)
     binding = writer.binding
     binding.initialize_native_target()
     binding.initialize_native_asmprinter()
-    module = binding.parse_assembly(str(writer.write()))
+    say("writing it down")
+    written = str(writer.write())
+    say("reading it")
+    module = binding.parse_assembly(written)
     module.verify()
+    say("choosing instructions")
     cpu, features = binding.get_host_cpu_name(), binding.get_host_cpu_features().flatten()
     target = binding.Target.from_default_triple().create_target_machine(cpu=cpu, features=features, opt=1)
     engine = binding.create_mcjit_compiler(module, target)
