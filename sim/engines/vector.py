@@ -107,6 +107,7 @@ class Search:
         self._candidates: list[Run] = []
         self._native: Native | None = None
         self._native_asked = False
+        self._lacking: Callable[[Columns, Columns], Columns] = lacking
         self._stop: Callable[[], bool] = lambda: False
         self._progress: Progress | None = None
 
@@ -215,13 +216,14 @@ class Search:
     def _at_once(self, chunk: Columns) -> bool:
         """Expand a chunk by machine code, where there is some. False where the expander has to do it."""
         if not self._native_asked and len(self.graph.visited) >= NATIVE_STATES:
-            from sim.engines.vector_merge import merged
+            from sim.engines.vector_merge import merged, missing
             from sim.engines.vector_native import native_for
 
             self._native_asked = True
             self._native = native_for(self.graph.model, self.graph.table, self.graph.expander, self.store)
             if self._native is not None and self.graph.packing.words > 1:
                 self.graph.visited.merge = merged
+                self._lacking = missing
         if self._native is None:
             return False
         for after in self._native.successors(chunk):
@@ -271,7 +273,7 @@ class Search:
                 if pieces:
                     rows = pieces[0] if len(pieces) == 1 else distinct(joined(pieces))
                     for table in known:
-                        rows = lacking(rows, table)
+                        rows = self._lacking(rows, table)
                     builder.append(tuple(np.array(column) for column in rows))
             level = builder.finish()
         except BaseException:

@@ -10,10 +10,10 @@ import pytest
 from fsm.errors import LocalError
 from sim.engines import vector, vector_native
 from sim.engines.vector import Search, explore
-from sim.engines.vector_merge import merged
+from sim.engines.vector_merge import merged, missing
 from sim.engines.vector_native import LANES, Native, available, plain
 from sim.engines.vector_result import VectorResult
-from sim.engines.vector_rows import distinct, in_order, joined, lacking, size, with_key
+from sim.engines.vector_rows import distinct, in_order, joined, lacking, part, size, with_key
 from sim.engines.vector_store import sorted_again
 from sim.model.form import Action, Clause, Field, Model
 from sim.model.protocol_bounded import Bounds, bounded
@@ -180,4 +180,19 @@ def test_two_sorted_tables_are_merged_as_if_sorted_again(words: int, left: int, 
     dice = np.random.default_rng(7)
     tables = [in_order(tuple(dice.integers(0, high, rows, np.uint64) for _ in range(words))) for rows in (left, right)]
     for one, other in zip(merged(tables[0], tables[1]), sorted_again(tables[0], tables[1]), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("words", [2, 5])
+@pytest.mark.parametrize(
+    ("rows", "table", "high"), [(700, 900, 1 << 63), (500, 400, 4), (3, 900, 9), (0, 7, 9), (7, 0, 9)]
+)
+def test_what_a_table_lacks_is_found_by_walking_as_by_searching(words: int, rows: int, table: int, high: int) -> None:
+    dice = np.random.default_rng(8)
+    sought, known = (
+        distinct(tuple(dice.integers(0, high, count, np.uint64) for _ in range(words))) for count in (rows, table)
+    )
+    some = part(known, 0, table // 8)
+    sought = distinct(joined([sought, some])) if rows and table else sought
+    for one, other in zip(missing(sought, known), lacking(sought, known), strict=True):
         np.testing.assert_array_equal(one, other)
