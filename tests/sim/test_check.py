@@ -489,7 +489,8 @@ def test_a_region_without_a_way_out_is_l1_though_things_go_on_happening_in_it() 
     scenario = zoo.scenario_for("silent-unknown-room")
     result = check(scenario)
     found = only_one(result, "L1")
-    assert found.text.startswith("from here no run without further faults ends every request; 201 steps on, 2 steps repeat")
+    lost = "from here no run without further faults ends every request; 201 steps on, 2 steps repeat"
+    assert found.text.startswith(lost)
     assert [step.action[0] for step in found.trace.steps] == ["sender_crash"]
     ending = found.trace.ending
     assert [step.text for step in ending.endless[-ending.turn :]] == ["deliver Register to sender 0", "time"]
