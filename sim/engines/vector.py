@@ -111,6 +111,19 @@ class Search:
         self._stop: Callable[[], bool] = lambda: False
         self._progress: Progress | None = None
 
+    def prepare(self) -> None:
+        """Make machine code now, where there can be any, and not when the search has become large."""
+        from sim.engines.vector_merge import merged, missing
+        from sim.engines.vector_native import native_for
+
+        if self._native_asked:
+            return
+        self._native_asked = True
+        self._native = native_for(self.graph.model, self.graph.table, self.graph.expander, self.store)
+        if self._native is not None and self.graph.packing.words > 1:
+            self.graph.visited.merge = merged
+            self._lacking = missing
+
     def close(self) -> None:
         """Remove what was written to files."""
         self.store.close()
@@ -216,18 +229,13 @@ class Search:
     def _at_once(self, chunk: Columns) -> bool:
         """Expand a chunk by machine code, where there is some. False where the expander has to do it."""
         if not self._native_asked and len(self.graph.visited) >= NATIVE_STATES:
-            from sim.engines.vector_merge import merged, missing
-            from sim.engines.vector_native import native_for
-
-            self._native_asked = True
-            self._native = native_for(self.graph.model, self.graph.table, self.graph.expander, self.store)
-            if self._native is not None and self.graph.packing.words > 1:
-                self.graph.visited.merge = merged
-                self._lacking = missing
+            self.prepare()
         if self._native is None:
             return False
+        most = len(self._buffer[0])
         for after in self._native.successors(chunk):
-            self._collect(after)
+            for low in range(0, size(after), most):
+                self._collect(part(after, low, min(low + most, size(after))))
         if self._native.trouble:
             return False
         self.transitions += self._native.transitions

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -161,9 +162,25 @@ def test_little_memory_is_no_reason_to_stop(compiled: list[Native]) -> None:
     assert len(compiled) == 1
 
 
+def test_more_successors_at_once_than_the_buffer_holds(compiled: list[Native], tmp_path: Path) -> None:
+    """With little memory the buffer is smaller than what machine code hands out."""
+    result = explore(two_phase(7), memory_bytes=4 << 20, spill=tmp_path)
+    assert (result.states, result.transitions) == (296_448, 2_744_705)
+    assert len(compiled) == 1
+
+
 def test_small_searches_compile_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vector_native, "Native", None)
     assert explore(two_phase(5)).states == 8_832
+
+
+def test_machine_code_can_be_made_beforehand(compiled: list[Native], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vector, "NATIVE_STATES", NEVER)
+    search = Search(two_phase(5))
+    search.prepare()
+    assert len(compiled) == 1
+    assert search.run().states == 8_832
+    assert compiled[0].transitions > 0
 
 
 def test_a_search_for_deadlocks_is_left_to_the_expander(compiled: list[Native]) -> None:
