@@ -213,3 +213,11 @@ def test_what_a_table_lacks_is_found_by_walking_as_by_searching(words: int, rows
     sought = distinct(joined([sought, some])) if rows and table else sought
     for one, other in zip(missing(sought, known), lacking(sought, known), strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def test_without_llvmlite_the_expander_does_it_all(compiled: list[Native], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vector_native, "available", lambda: False)
+    search = Search(two_phase(5))
+    search.prepare()
+    assert search.run().states == 8_832
+    assert not compiled
