@@ -23,12 +23,12 @@ from typing import Any, NamedTuple
 from fsm.errors import LocalError
 from sim.engines import spin
 from sim.engines.promela import Twin, promela
-from sim.engines.vector import Search, explore
-from sim.engines.vector_result import VectorResult
 from sim.model.form import Model
 from sim.model.protocol_bounded import Bounds, bounded
 from sim.model.two_phase import STATES, two_phase, two_phase_promela
 from sim.render import Figure
+from sim.vector.result import VectorResult
+from sim.vector.search import Search, explore
 
 COMPARED = 8
 """Resource managers of the model that both search."""

@@ -13,13 +13,13 @@ from time import perf_counter, process_time
 
 from fsm.errors import LocalError
 from sim.bench_check import COMPARED, GIB, LARGE, PROTOCOL, PROTOCOL_QUICK, Say, Timed
-from sim.engines.torch_device import Device
-from sim.engines.torch_search import explore_torch
-from sim.engines.vector import explore
 from sim.model.form import Model
 from sim.model.protocol_bounded import Bounds, bounded
 from sim.model.two_phase import STATES, two_phase
 from sim.render import Figure
+from sim.vector.search import explore
+from sim.vector_torch.device import Device
+from sim.vector_torch.search import explore_torch
 
 QUICK_MANAGERS = 4
 AIM_STATES_PER_S = 100e6

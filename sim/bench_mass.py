@@ -14,11 +14,11 @@ from typing import Any
 
 from sim import zoo
 from sim.choices import Seeded
-from sim.engines import vector_simulate_native as native
 from sim.engines.simulate import run_once
-from sim.engines.vector_simulate import USUAL, Mass
+from sim.mass.batch import USUAL, Mass
 from sim.model.protocol_bounded import Bounds
 from sim.render import Figure
+from sim.vector import code
 
 ROUNDS = 5
 RUNS = 400_000
@@ -48,7 +48,7 @@ def measure_all(say: Say = None, *, quick: bool = False) -> dict[str, list[Figur
 def lane_figures(say: Say = None, *, quick: bool = False) -> list[Figure]:
     """Lanes: compiled, if llvmlite is there, and in numpy."""
     figures = []
-    if native.available():
+    if code.available():
         runs = RUNS // QUICK if quick else RUNS
         usual, prepared_s = _rate(say, "llvm", USUAL, runs, each_turn=True)
         note = "2 requests, 2 blocks, 3 tokens; clauses after each turn"

@@ -19,13 +19,13 @@ from sim import render
 from sim.cli_common import Chosen, command_line, exit_code_of, exit_with, output, print_json
 from sim.cli_model import PROTOCOL_LEGEND, print_model_trace
 from sim.engines.result import EXIT_SAFETY, EXIT_UNKNOWN
-from sim.engines.vector_result import ModelStep, ModelViolation
-from sim.engines.vector_simulate import USUAL, Mass, MassResult
-from sim.engines.vector_simulate_replay import RunReplay
+from sim.mass.batch import USUAL, Mass, MassResult
+from sim.mass.replay import RunReplay
 from sim.model.protocol_bounded import Bounds
 from sim.model.protocol_scenario import model_of
 from sim.progress import Bar, bar
 from sim.prove.variants import ModelVariant, variant_named
+from sim.vector.result import ModelStep, ModelViolation
 
 RUNS = 1_000_000
 """How many runs are made if nothing is said."""

@@ -26,16 +26,16 @@ from sim.cli_common import JsonOption, command_line, exit_with, output, print_js
 from sim.cli_prove import print_not_held
 from sim.cli_tools import group
 from sim.engines.result import EXIT_HOLDS, EXIT_SAFETY, EXIT_UNKNOWN
-from sim.engines.torch_search import explore_torch
-from sim.engines.vector import explore
-from sim.engines.vector_pack import Packing
-from sim.engines.vector_result import ModelViolation, VectorResult
 from sim.model.form import Model, describe, without_symmetry
 from sim.model.protocol_bounded import Bounds, bounded
 from sim.model.protocol_parts import BLOCK_NUMBERS, STATE_NUMBERS
 from sim.model.two_phase import MANAGERS_MAX, two_phase
 from sim.progress import bar, search_progress
 from sim.prove.variants import variant_named
+from sim.vector.pack import Packing
+from sim.vector.result import ModelViolation, VectorResult
+from sim.vector.search import explore
+from sim.vector_torch.search import explore_torch
 
 GIB = 1 << 30
 

@@ -29,13 +29,13 @@ from sim.cli_model import (
     stop_after,
 )
 from sim.engines.result import EXIT_HOLDS, EXIT_LIVENESS, EXIT_UNKNOWN
-from sim.engines.vector_live import Liveness, judge_model, point_of_no_return
-from sim.engines.vector_result import ModelViolation, VectorResult
 from sim.model.form import without_symmetry
 from sim.model.protocol_bounded import bounded
 from sim.model.protocol_live import ProtocolFairness, good_end, live_model, promises
 from sim.model.protocol_scenario import ModelOf, model_of
 from sim.progress import bar, search_progress
+from sim.vector.live import Liveness, judge_model, point_of_no_return
+from sim.vector.result import ModelViolation, VectorResult
 
 LIVE_STATES_MAX = 200_000
 """Liveness takes a second search, of more states, for a clock comes in and requests are told apart, and then the whole

@@ -70,7 +70,7 @@ SIM_NONDETERMINISM: dict[str, tuple[str, ...]] = {
     "signal": (),
     "logging": (),
     # An engine on a device: exact whole numbers, no dice. See also OPTIONAL.
-    "torch": ("sim/engines/torch_device.py",),
+    "torch": ("sim/vector_torch/device.py",),
 }
 
 # What only an extra installs, and where it may be used: never at the import of a module, so that all else works
@@ -78,8 +78,8 @@ SIM_NONDETERMINISM: dict[str, tuple[str, ...]] = {
 OPTIONAL: dict[str, tuple[str, ...]] = {
     "z3": ("sim/prove/*.py",),
     "ray": ("sim/engines/executors.py",),
-    "numba": ("sim/engines/vector*.py",),
-    "torch": ("sim/engines/torch_device.py",),
+    "llvmlite": ("sim/vector/code.py",),
+    "torch": ("sim/vector_torch/device.py",),
 }
 
 

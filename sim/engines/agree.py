@@ -27,14 +27,14 @@ from fsm.errors import LocalError
 from sim import actions
 from sim.choices import Scripted
 from sim.engines.check import new_world
-from sim.engines.vector import Search
-from sim.engines.vector_graph import Graph
 from sim.model.correspondence import ALIKE, GRANT, TICKS, Cue, Cues, bounds_of, eager, kind_of, model_of
 from sim.model.form import Fields, Model, State
 from sim.model.projection import Projection, values_by_token
 from sim.model.protocol_bounded import Layout
 from sim.scenario import Scenario
 from sim.state import Key, StateSpace
+from sim.vector.graph import Graph
+from sim.vector.search import Search
 from sim.world import Action
 
 STATES_MAX = 100_000

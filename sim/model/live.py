@@ -1,6 +1,6 @@
 """What is promised of a model in the end, and what is assumed of its actions for that.
 
-An engine judges it (:mod:`sim.engines.vector_live`); a model brings its own table, or goes by the flag ``fair`` of its
+An engine judges it (:mod:`sim.vector.live`); a model brings its own table, or goes by the flag ``fair`` of its
 actions.
 """
 

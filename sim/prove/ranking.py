@@ -10,7 +10,7 @@ still for is the other half (:mod:`sim.prove.standstill`), proved here too. Fair
 be taken, is fair and changes a request is taken in the end, or the request changes otherwise.
 
 What is not proved is that blocks come back and other ranks land: that is about several requests and ranks at once, and
-is judged on whole graphs of bounded size (:mod:`sim.engines.vector_live`).
+is judged on whole graphs of bounded size (:mod:`sim.vector.live`).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A real receiver and a real sender, driven step by step beside the bounded model of the protocol.
 
-Each action of the model is done to the objects of ``fsm`` too (:mod:`sim.model.lockstep`), and what they are then is
+Each action of the model is done to the objects of ``fsm`` too (:mod:`sim.mass.lockstep`), and what they are then is
 compared with what the model says. So the model is held to the code that production runs, one action at a time.
 """
 
@@ -11,9 +11,9 @@ from typing import Any
 
 from fsm.errors import LocalError
 from fsm.messages import AbortAck, RegisterAck
+from sim.mass.lockstep import FIRST_ROOM, TO_RECEIVER, TO_SENDER, Objects
 from sim.model.form import Action, Model, apply, holds
 from sim.model.form import State as Fields
-from sim.model.lockstep import FIRST_ROOM, TO_RECEIVER, TO_SENDER, Objects
 from sim.model.protocol_bounded import Bounds, bounded
 
 P = "r0k0"

@@ -14,11 +14,11 @@ import pytest
 
 from sim import bench_check, cli_model, progress
 from sim.engines import spin
-from sim.engines.vector import explore
 from sim.model.form import Action, Clause, Model, holds, successors
 from sim.model.protocol_bounded import Bounds, bounded
 from sim.model.two_phase import COMMITTED, STATES, WORKING, two_phase
 from sim.prove.variants import variant_named
+from sim.vector.search import explore
 from tests.sim.cli_kit import process, refused, resumark
 
 MODEL = "model"

@@ -10,10 +10,10 @@ import pytest
 
 from fsm.errors import LocalError
 from sim import zoo
-from sim.engines.vector import explore
 from sim.model.protocol_bounded import Bounds, bounded
 from sim.model.protocol_scenario import model_of, unit_tokens
 from sim.scenario import Faults, Pool, Request, Scenario, Schedule, dump_toml
+from sim.vector.search import explore
 from tests.sim.cli_kit import refused, resumark
 
 VECTOR = ("--engine", "vector")

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from fsm.errors import LocalError
 from fsm.kernel import ARRAY, INT
-from sim.engines.vector_pack import Packing
-from sim.engines.vector_plan import Plan
 from sim.model import form
 from sim.model.form import Action, Clause, Field, Fields, Model, apply, holds, negate, successors
 from sim.model.symbol import Table, check_model
+from sim.vector.pack import Packing
+from sim.vector.plan import Plan
 from tests.sim.model_kit import drawn_model
 
 FIELDS = (Field("a", 0, 3), Field("b", -2, 3))

@@ -10,9 +10,9 @@ import pytest
 
 from fsm.errors import LocalError
 from fsm.rules import PROTOCOL
-from sim.engines import vector_simulate_replay as replaying
-from sim.engines.vector_simulate import USUAL, Mass
-from sim.model.lockstep import FIRST_ROOM, Objects
+from sim.mass import replay as replaying
+from sim.mass.batch import USUAL, Mass
+from sim.mass.lockstep import FIRST_ROOM, Objects
 from sim.model.protocol_bounded import Bounds
 from sim.model.protocol_rules import PROTOCOL_RULES
 

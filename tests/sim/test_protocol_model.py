@@ -26,7 +26,6 @@ from fsm.lifecycle import (
 )
 from fsm.messages import BlockRef, Epoch
 from fsm.states import BlockState, State
-from sim.engines.vector import explore
 from sim.model.form import Fields, Model, holds, successors, without_symmetry
 from sim.model.form import State as Values
 from sim.model.protocol import LARGE, symbolic
@@ -35,6 +34,7 @@ from sim.model.protocol_parts import BLOCK_NUMBERS, STATE_NUMBERS, Step, after, 
 from sim.model.protocol_rules import PROTOCOL_RULES
 from sim.model.symbol import check_model
 from sim.prove.variants import MODEL_VARIANTS
+from sim.vector.search import explore
 from tests.sim.protocol_kit import Lockstep
 
 FAULTY = Bounds(size=2, blocks=1, crashes=1, late=True)

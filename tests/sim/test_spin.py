@@ -10,11 +10,11 @@ import pytest
 from fsm.errors import LocalError
 from sim.engines import spin
 from sim.engines.promela import Twin, promela
-from sim.engines.vector import explore
-from sim.engines.vector_result import VectorResult
 from sim.model.form import Action, Clause, Field, Model
 from sim.model.protocol_bounded import Bounds, bounded
 from sim.model.two_phase import two_phase, two_phase_promela
+from sim.vector.result import VectorResult
+from sim.vector.search import explore
 from tests.sim.model_kit import drawn_model, matrix_model
 
 needs_spin = pytest.mark.skipif(bool(spin.missing()), reason=f"Spin cannot be run: {spin.missing()}")

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from fsm.errors import LocalError
-from sim.engines.vector import Search, explore
-from sim.engines.vector_rows import without_key
 from sim.model.form import Action, Clause, Field, Model, Reference, State, without_symmetry
 from sim.model.protocol_bounded import Bounds, bounded
+from sim.vector.rows import without_key
+from sim.vector.search import Search, explore
 
 SIZES = {
     "blocks in ranks": Bounds(ranks=2, blocks=2, size=1, faults=False),

@@ -17,14 +17,17 @@ from typing import Any
 import pytest
 
 from fsm.errors import LocalError
-from sim.engines import torch_device, torch_expand, torch_fused, torch_nvrtc
-from sim.engines.torch_device import Device
-from sim.engines.torch_search import TorchSearch, explore_torch
 from sim.model.form import Action, Field, Model
 from sim.model.protocol_bounded import Bounds, bounded
 from sim.model.symbol import Table
 from sim.model.two_phase import two_phase
 from sim.prove.variants import variant_named
+from sim.vector_torch import device as torch_device
+from sim.vector_torch import expand as torch_expand
+from sim.vector_torch import fused as torch_fused
+from sim.vector_torch import nvrtc as torch_nvrtc
+from sim.vector_torch.device import Device
+from sim.vector_torch.search import TorchSearch, explore_torch
 from tests.sim.model_kit import drawn_model, matrix_model, plain_search
 from tests.sim.torch_kit import counters, every_operation, same
 

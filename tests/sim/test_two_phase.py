@@ -10,9 +10,9 @@ import pytest
 from fsm.errors import LocalError
 from sim import bench_check
 from sim.engines import spin
-from sim.engines.vector import explore
 from sim.model.form import Action, Model, negate
 from sim.model.two_phase import ABORTED, COMMITTED, STATES, two_phase
+from sim.vector.search import explore
 from tests.sim.model_kit import check_trace, plain_search
 
 

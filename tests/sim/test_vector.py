@@ -12,11 +12,14 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from fsm.errors import LocalError
-from sim.engines import vector, vector_expand, vector_rows, vector_store
-from sim.engines.vector import Search, explore
-from sim.engines.vector_symmetry import network
 from sim.model.form import Action, Clause, Field, Model, successors
 from sim.model.two_phase import two_phase
+from sim.vector import expand as vector_expand
+from sim.vector import rows as vector_rows
+from sim.vector import search as vector
+from sim.vector import store as vector_store
+from sim.vector.search import Search, explore
+from sim.vector.symmetry import network
 from tests.sim.model_kit import (
     Plain,
     check_trace,

@@ -11,9 +11,6 @@ import pytest
 
 from fsm import kernel
 from fsm.errors import LocalError
-from sim.engines.vector import Search, explore
-from sim.engines.vector_live import LiveGraph, Liveness, judge_model, no_return, point_of_no_return
-from sim.engines.vector_result import ModelStep
 from sim.model.form import Action, Field, Model, apply, holds
 from sim.model.live import FINITE, FREE, STRONG, WEAK, Promise, Treatment, by_flag
 from sim.model.protocol import ENTRIES, TICK
@@ -32,6 +29,9 @@ from sim.model.protocol_live import (
 from sim.model.protocol_rules import PROTOCOL_RULES
 from sim.model.two_phase import ABORTED, COMMITTED, TM_ABORTED, two_phase
 from sim.prove.variants import MODEL_VARIANTS
+from sim.vector.live import LiveGraph, Liveness, judge_model, no_return, point_of_no_return
+from sim.vector.result import ModelStep
+from sim.vector.search import Search, explore
 
 
 @cache

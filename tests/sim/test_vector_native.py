@@ -9,16 +9,17 @@ import numpy as np
 import pytest
 
 from fsm.errors import LocalError
-from sim.engines import vector, vector_native
-from sim.engines.vector import Search, explore
-from sim.engines.vector_merge import merged, missing
-from sim.engines.vector_native import LANES, Native, available, plain
-from sim.engines.vector_result import VectorResult
-from sim.engines.vector_rows import distinct, in_order, joined, lacking, part, size, with_key
-from sim.engines.vector_store import sorted_again
 from sim.model.form import Action, Clause, Field, Model
 from sim.model.protocol_bounded import Bounds, bounded
 from sim.model.two_phase import two_phase
+from sim.vector import native as vector_native
+from sim.vector import search as vector
+from sim.vector.merge import merged, missing
+from sim.vector.native import LANES, Native, available, plain
+from sim.vector.result import VectorResult
+from sim.vector.rows import distinct, in_order, joined, lacking, part, size, with_key
+from sim.vector.search import Search, explore
+from sim.vector.store import sorted_again
 from tests.sim.model_kit import check_trace, drawn_model, drawn_symmetric_model, matrix_model
 
 pytestmark = pytest.mark.skipif(not available(), reason="llvmlite is not installed (extra 'fast')")

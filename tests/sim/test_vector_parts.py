@@ -11,14 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fsm.errors import LocalError
-from sim.engines import vector, vector_store
-from sim.engines.vector import Search, explore
-from sim.engines.vector_pack import WORD_BITS, Packing
-from sim.engines.vector_plan import number_type
-from sim.engines.vector_rows import with_key, without_key
-from sim.engines.vector_store import Builder, OutOfRoom, Store, Visited, in_pieces
 from sim.model.form import Action, Clause, Field, Model
 from sim.model.symbol import Table
+from sim.vector import search as vector
+from sim.vector import store as vector_store
+from sim.vector.pack import WORD_BITS, Packing
+from sim.vector.plan import number_type
+from sim.vector.rows import with_key, without_key
+from sim.vector.search import Search, explore
+from sim.vector.store import Builder, OutOfRoom, Store, Visited, in_pieces
 from tests.sim.model_kit import plain_search
 
 

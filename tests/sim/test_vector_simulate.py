@@ -14,22 +14,22 @@ import pytest
 from fsm.errors import LocalError
 from fsm.kernel import INT
 from sim import bench_mass
-from sim.engines import vector_simulate_draws as draws
-from sim.engines import vector_simulate_native as native
-from sim.engines.vector_simulate import USUAL, Mass, MassResult, expected, grant_sizes
-from sim.engines.vector_simulate_arrays import Arrays
-from sim.engines.vector_simulate_nodes import Nodes, evaluate
-from sim.engines.vector_simulate_program import Program, make_program
+from sim.mass import draws, native
+from sim.mass.arrays import Arrays
+from sim.mass.batch import USUAL, Mass, MassResult, expected, grant_sizes
+from sim.mass.program import Program, make_program
+from sim.mass.schedule import mass_schedule
+from sim.mass.schedule_parts import RATES, decision_code
 from sim.model.form import Fields
 from sim.model.protocol_bounded import Bounds
-from sim.model.protocol_mass import mass_schedule
-from sim.model.protocol_mass_parts import RATES, decision_code
 from sim.model.symbol import Table
 from sim.prove.variants import variant_named
+from sim.vector import code
+from sim.vector.nodes import Nodes, evaluate
 from tests.sim.cli_kit import resumark
 
 SMALL = Bounds(rooms=1, blocks=2, size=3, crashes=1, grant_blocks_max=1)
-compiled = pytest.mark.skipif(not native.available(), reason="needs llvmlite, of the extra 'fast'")
+compiled = pytest.mark.skipif(not code.available(), reason="needs llvmlite, of the extra 'fast'")
 
 
 @cache
@@ -261,7 +261,7 @@ def test_decisions_that_differ_anywhere_have_different_codes_and_digests() -> No
 
 
 def test_the_benchmark_measures_both_simulators(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench_mass.native, "available", lambda: False)
+    monkeypatch.setattr(bench_mass.code, "available", lambda: False)
     monkeypatch.setattr(bench_mass, "ARRAY_RUNS", 400)
     (figures,) = bench_mass.measure_all(quick=True).values()
     assert {figure.name for figure in figures} >= {"without llvmlite", "the simulator of the objects"}

@@ -30,16 +30,16 @@ from sim.engines import (
     torch_search,
     torch_words,
 )
-from sim.engines.torch_device import Device, TorchOps
-from sim.engines.torch_search import TorchSearch, explore_torch
-from sim.engines.torch_words import Unsigned, signed, to_numpy
-from sim.engines.vector_pack import Packing
-from sim.engines.vector_symmetry import Symmetry
 from sim.model.form import Action, Clause, Field, Fields, Model
 from sim.model.protocol_bounded import Bounds, bounded
 from sim.model.symbol import Table
 from sim.model.two_phase import STATES, two_phase
 from sim.prove.variants import variant_named
+from sim.vector.pack import Packing
+from sim.vector.symmetry import Symmetry
+from sim.vector_torch.device import Device, TorchOps
+from sim.vector_torch.search import TorchSearch, explore_torch
+from sim.vector_torch.words import Unsigned, signed, to_numpy
 from tests.sim.cli_kit import resumark
 from tests.sim.model_kit import check_trace, drawn_model, drawn_symmetric_model, matrix_model, plain_search
 from tests.sim.torch_kit import counters, every_operation, same

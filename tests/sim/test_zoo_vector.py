@@ -17,16 +17,16 @@ from fsm import kernel
 from fsm.kernel import Number, Ops
 from sim import zoo
 from sim.engines.check import check
-from sim.engines.vector import Search, explore
-from sim.engines.vector_live import LiveGraph, doomed, judge_model
-from sim.engines.vector_result import ModelStep
-from sim.engines.vector_rows import find, without_key
 from sim.model.correspondence import MODEL_ONLY, as_the_world_does, kind_of, world_steps
 from sim.model.form import Clause, Model, View
 from sim.model.protocol_bounded import Bounds, bounded
 from sim.model.protocol_live import ProtocolFairness, live_model, promises
 from sim.prove.variants import MODEL_VARIANTS
 from sim.scenario import Scenario
+from sim.vector.live import LiveGraph, doomed, judge_model
+from sim.vector.result import ModelStep
+from sim.vector.rows import find, without_key
+from sim.vector.search import Search, explore
 
 
 class Shown(NamedTuple):

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from fsm.errors import LocalError
-from sim.engines.torch_search import explore_torch
-from sim.engines.vector import explore
 from sim.model.form import Action, Clause, Field, Model
+from sim.vector.search import explore
+from sim.vector_torch.search import explore_torch
 from tests.sim.model_kit import check_trace
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sim.engines.vector_rows import Columns, Words, in_order, joined, part, size
+from sim.vector.rows import Columns, Words, in_order, joined, part, size
 
 PIECE_ROWS = 1 << 17
 """Rows of a piece, about: 1 MiB for each word."""

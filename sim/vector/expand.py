@@ -13,11 +13,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.engines.vector_pack import Packing
-from sim.engines.vector_plan import Plan
-from sim.engines.vector_rows import Columns, Truths, Words, part, size
 from sim.model.form import Action, Field, Model, out_of_bounds
 from sim.model.symbol import CONST, FIELD, Symbol, Table
+from sim.vector.pack import Packing
+from sim.vector.plan import Plan
+from sim.vector.rows import Columns, Truths, Words, part, size
 
 ROWS_MAX = 1 << 15
 """Rows of a chunk: what is computed of them stays in the second level cache."""

@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 
 from fsm.errors import LocalError
-from sim.engines.vector_rows import Columns, Words
 from sim.model.form import Field, Model, State
+from sim.vector.rows import Columns, Words
 
 WORD_BITS = 64
 WORDS_MAX = 16

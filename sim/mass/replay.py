@@ -14,12 +14,12 @@ from typing import NamedTuple
 
 from fsm.errors import LocalError
 from fsm.kernel import INT, UNKNOWN
-from sim.engines import vector_simulate_draws as draws
-from sim.engines.vector_simulate_draws import NIBBLES
+from sim.mass import draws
+from sim.mass.draws import NIBBLES
+from sim.mass.lockstep import Objects
+from sim.mass.schedule import Schedule
+from sim.mass.schedule_parts import FAULTS_LEFT, RATES, Turn, blocks_given, decision_code
 from sim.model.form import Clause, Fields, State, apply, holds
-from sim.model.lockstep import Objects
-from sim.model.protocol_mass import Schedule
-from sim.model.protocol_mass_parts import FAULTS_LEFT, RATES, Turn, blocks_given, decision_code
 from sim.model.protocol_rules import PROTOCOL_RULES
 
 

@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from sim.engines.vector_rows import Columns, lacking, part, size, taken
-from sim.engines.vector_simulate_native import llvm
+from sim.vector.code import llvm
+from sim.vector.rows import Columns, lacking, part, size, taken
 
 
 def merged(left: Columns, right: Columns) -> Columns:
     """The rows of two sorted tables in order, by key and then by the other words, as
-    :func:`sim.engines.vector_rows.in_order` has them. Equal rows are all kept. Raises LocalError without llvmlite."""
+    :func:`sim.vector.rows.in_order` has them. Equal rows are all kept. Raises LocalError without llvmlite."""
     tables = [tuple(np.ascontiguousarray(column) for column in table) for table in (left, right)]
     rows = size(left) + size(right)
     out = tuple(np.empty(rows, np.uint64) for _ in left)
@@ -43,7 +43,7 @@ SCAN_ROWS = 16
 
 
 def missing(rows: Columns, table: Columns) -> Columns:
-    """The rows that a table does not have, as :func:`sim.engines.vector_rows.lacking` has them."""
+    """The rows that a table does not have, as :func:`sim.vector.rows.lacking` has them."""
     few, many = size(rows), size(table)
     if not few or not many or many > SCAN_ROWS * few:
         return lacking(rows, table)

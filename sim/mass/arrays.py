@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.engines import vector_simulate_draws as draws
-from sim.engines.vector_simulate_draws import NIBBLES
-from sim.engines.vector_simulate_nodes import Node, fields_of, parts_of
-from sim.engines.vector_simulate_program import LaneTurn, Program, Stop, Tally
-from sim.model.protocol_mass_parts import FAULTS_LEFT
+from sim.mass import draws
+from sim.mass.draws import NIBBLES
+from sim.mass.program import LaneTurn, Program, Stop, Tally
+from sim.mass.schedule_parts import FAULTS_LEFT
+from sim.vector.nodes import Node, fields_of, parts_of
 
 LANES = 1 << 15
 """Lanes that go side by side: what is computed of them stays in the second level cache."""
@@ -217,7 +217,7 @@ class _Turn:
 
 
 class Arrays:
-    """Many lanes, in lock step. The same words come out as from :class:`vector_simulate_native.Native`."""
+    """Many lanes, in lock step. The same words come out as from :class:`sim.mass.native.Native`."""
 
     def __init__(self, program: Program, count: int = LANES) -> None:
         self.program, self.count = program, count

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.engines.vector_pack import Slot
-from sim.engines.vector_rows import Columns
 from sim.model.symbol import CONST, FIELD, Symbol
+from sim.vector.pack import Slot
+from sim.vector.rows import Columns
 
 _UFUNCS: dict[str, Callable[..., Any]] = {
     "add": np.add, "sub": np.subtract, "mul": np.multiply, "div": np.floor_divide, "mod": np.remainder,

@@ -18,14 +18,14 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.engines.vector_expand import Batch, Expander
-from sim.engines.vector_pack import Packing
-from sim.engines.vector_result import ModelStep
-from sim.engines.vector_rows import Columns, distinct, find, part, size, with_key, without_key
-from sim.engines.vector_store import Run, Store, Visited
-from sim.engines.vector_symmetry import Symmetry
 from sim.model.form import Model, State, successors
 from sim.model.symbol import check_model
+from sim.vector.expand import Batch, Expander
+from sim.vector.pack import Packing
+from sim.vector.result import ModelStep
+from sim.vector.rows import Columns, distinct, find, part, size, with_key, without_key
+from sim.vector.store import Run, Store, Visited
+from sim.vector.symmetry import Symmetry
 
 
 class Graph:

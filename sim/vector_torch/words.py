@@ -3,7 +3,7 @@
 torch sorts and searches int64 but has next to nothing for uint64. A :class:`Unsigned` holds the bits of a word in an
 int64 tensor, and answers the few operations of numpy that the engine's code on rows uses: shifts that fill with zeros,
 comparisons and minima in unsigned order, ``np.where``. So the code that finds the state which stands for others
-(`sim.engines.vector_symmetry`) is written once, and gives the same states here.
+(`sim.vector.symmetry`) is written once, and gives the same states here.
 
 numpy hands its functions over by itself (``__array_ufunc__``, ``__array_function__``). An operation that is not in
 :data:`_UFUNCS` is a TypeError, never a wrong answer.
@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from sim.engines.torch_device import Tensor, Tensors
+from sim.vector_torch.device import Tensor, Tensors
 
 _SIGN = -(1 << 63)
 _WORD = 1 << 64

@@ -10,21 +10,17 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Sequence
-from importlib import import_module
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fsm.errors import LocalError
-from sim.engines import vector_simulate_draws as draws
-from sim.engines.vector_simulate_draws import MASK, NIBBLES
-from sim.engines.vector_simulate_nodes import Node, parts_of
-from sim.engines.vector_simulate_program import LaneTurn, Program, Stop, Tally, is_draw
-from sim.model.protocol_mass_parts import FAULTS_LEFT
-
-LANES = 64
-"""Lanes of a group."""
+from sim.mass import draws
+from sim.mass.draws import NIBBLES
+from sim.mass.program import LaneTurn, Program, Stop, Tally, is_draw
+from sim.mass.schedule_parts import FAULTS_LEFT
+from sim.vector.code import LANES, Code
+from sim.vector.nodes import Node
 
 STOPPED, VIOLATED = 0, 1
 
@@ -36,72 +32,19 @@ HEADER = ("next_run", "runs_end", "seed_key", "digest", "runs", "rounds", "round
 digests, and how many runs and rounds there were; patience; whether the digest of each run is kept."""
 
 
-def available() -> bool:
-    """Whether lanes can be compiled here."""
-    try:
-        import_module("llvmlite.binding")
-    except ImportError:
-        return False
-    return True
-
-
-def llvm() -> tuple[Any, Any]:
-    """The modules of llvmlite. Raises LocalError if they are not installed."""
-    try:
-        return import_module("llvmlite.ir"), import_module("llvmlite.binding")
-    except ImportError:
-        raise LocalError("llvmlite is not installed: pip install 'resumark[fast]', or take numpy") from None
-
-
-class Writer:
+class Writer(Code):
     """Writes the function of a program in LLVM's language."""
 
     def __init__(self, program: Program) -> None:
+        super().__init__(program.bits, {name: index for index, name in enumerate(program.columns)})
         self.program = program
-        self.ir, self.binding = llvm()
-        ir = self.ir
-        self.i64, self.i1 = ir.IntType(64), ir.IntType(1)
-        self.cell = ir.IntType(program.bits)
-        self.numbers = ir.VectorType(self.cell, LANES)
-        self.truths = ir.VectorType(self.i1, LANES)
-        self.words = ir.VectorType(self.i64, LANES)
-        self.place = {name: index for index, name in enumerate(program.columns)}
-        self.values: dict[int, Any] = {}
         self.draw_values: dict[int, Any] = {}
 
-    # --- constants and memory -------------------------------------------------------------------------
+    def read(self, node: Node) -> Any:
+        """A column, or what was drawn for this round."""
+        return self.draw_values[int(node.value[4:])] if is_draw(node) else super().read(node)
 
-    def constant(self, value: int, kind: Any = None) -> Any:
-        """The same value in every lane."""
-        kind = kind or self.numbers
-        bits = kind.element.width
-        number = value & ((1 << bits) - 1)
-        made = self.ir.Constant(kind, self.ir.Undefined)
-        made.get_reference = lambda: f"splat (i{bits} {number})"  # sixty-four equal numbers take long to write and read
-        return made
-
-    def word(self, value: int) -> Any:
-        """A scalar of 64 bits."""
-        return self.ir.Constant(self.i64, value & MASK)
-
-    def column(self, name: str) -> Any:
-        """Where a column lies."""
-        return self.cells(self.place[name])
-
-    def cells(self, index: int) -> Any:
-        """Where the column of that number lies."""
-        at = self.b.gep(self.columns, [self.ir.Constant(self.i64, index * LANES)])
-        return self.b.bitcast(at, self.numbers.as_pointer())
-
-    def load(self, pointer: Any) -> Any:
-        """What lies there."""
-        loaded = self.b.load(pointer)
-        loaded.align = LANES
-        return loaded
-
-    def store(self, value: Any, pointer: Any) -> None:
-        """Put it there."""
-        self.b.store(value, pointer).align = LANES
+    # --- memory ---------------------------------------------------------------------------------------
 
     def state(self, index: int) -> Any:
         """Where a column of words lies: 0 the digest, 1 the counter of the draws, 2 the run, 3 its round."""
@@ -116,60 +59,10 @@ class Writer:
         """Where a counter lies."""
         return self.b.gep(self.header, [self.word(len(HEADER) + index)])
 
-    def add_to(self, pointer: Any, value: Any) -> None:
-        """Count."""
-        self.b.store(self.b.add(self.b.load(pointer), value), pointer)
-
-    # --- nodes ----------------------------------------------------------------------------------------
-
-    def value(self, root: Node) -> Any:
-        """The value of a node, with all that it is made of."""
-        for node in parts_of([root]):
-            if node.number not in self.values:
-                self.values[node.number] = self._value(node)
-        return self.values[root.number]
-
-    def _value(self, node: Node) -> Any:
-        b = self.b
-        if node.op == "const":
-            return self.constant(node.value, self.truths if node.truth else self.numbers)
-        if node.op in ("field", "raw"):
-            if is_draw(node):
-                return self.draw_values[int(node.value[4:])]
-            return self.load(self.column(node.value))
-        args = [self.values[arg.number] for arg in node.args]
-        if node.op in ("div", "mod"):
-            return self._divide(node, args[0])
-        if node.op in ("min", "max"):
-            below = b.icmp_signed("<", args[0], args[1])
-            return b.select(below, *(args if node.op == "min" else reversed(args)))
-        simple: dict[str, Callable[..., Any]] = {
-            "add": b.add, "sub": b.sub, "mul": b.mul, "and": b.and_, "or": b.or_,
-            "eq": lambda x, y: b.icmp_signed("==", x, y), "lt": lambda x, y: b.icmp_signed("<", x, y),
-            "le": lambda x, y: b.icmp_signed("<=", x, y), "where": b.select,
-            "not": lambda x: b.xor(x, self.constant(1, self.truths)), "num": lambda x: b.zext(x, self.numbers),
-            "tru": lambda x: b.icmp_signed("!=", x, self.constant(0)),
-        }  # fmt: skip
-        return simple[node.op](*args)
-
-    def _divide(self, node: Node, a: Any) -> Any:
-        """Rounded down. By a power of two it is a shift; by anything else, comparisons with its multiples."""
-        b, by = self.b, int(node.args[1].value)
-        if by & (by - 1) == 0:
-            if node.op == "mod":
-                return b.and_(a, self.constant(by - 1))
-            return b.ashr(a, self.constant(by.bit_length() - 1))
-        low, high = node.args[0].low // by, node.args[0].high // by
-        result = self.constant(low)
-        for multiple in range(low + 1, high + 1):
-            reached = b.icmp_signed(">=", a, self.constant(multiple * by))
-            result = b.add(result, b.zext(reached, self.numbers))
-        return result if node.op == "div" else b.sub(a, b.mul(result, self.constant(by)))
-
     # --- words ----------------------------------------------------------------------------------------
 
     def mix(self, value: Any, kind: Any) -> Any:
-        """As :func:`sim.engines.vector_simulate_draws.mix64`, of one word or of many."""
+        """As :func:`sim.mass.draws.mix64`, of one word or of many."""
         b = self.b
 
         def number(n: int) -> Any:
@@ -197,12 +90,6 @@ class Writer:
                     drawn = half if self.program.bits == 8 else b.zext(half, self.numbers)
                     self.draw_values[number * NIBBLES + 2 * index + side] = drawn
         self.store(at, place)
-
-    def any_of(self, truths: Any) -> Any:
-        """As one word of bits, a bit for each lane."""
-        return self.b.bitcast(truths, self.i64)
-
-    # --- a round --------------------------------------------------------------------------------------
 
     def turn(self, turn: LaneTurn) -> None:
         """One turn; what it does is jumped over if nobody takes it."""
@@ -236,10 +123,6 @@ class Writer:
             self.values[self.program.nodes.field(name, field.low, field.high).number] = new
         broken = self.any_of(b.and_(taken, b.not_(self.value(turn.judged))))
         b.store(b.or_(b.load(self.broken), broken), self.broken)
-
-    def count(self, bits: Any) -> Any:
-        """How many bits are set."""
-        return self.b.ctpop(bits)
 
     def decide(self, taken: Any, decision: Sequence[Node]) -> None:
         """Fold a decision into the digests."""

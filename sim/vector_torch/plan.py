@@ -1,4 +1,4 @@
-"""Expressions of a model as straight lines of torch calls: `sim.engines.vector_plan` for a device.
+"""Expressions of a model as straight lines of torch calls: `sim.vector.plan` for a device.
 
 A :class:`TorchPlan` computes roots in order, what they share once, into registers that are laid out beforehand and used
 over and over. Every step is one call that writes where it is told, so nothing is allocated while running and nothing
@@ -13,10 +13,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from sim.engines.torch_device import Device, Tensor, Tensors
-from sim.engines.vector_pack import Slot
-from sim.engines.vector_plan import number_type, parts_of
 from sim.model.symbol import CONST, FIELD, Symbol
+from sim.vector.pack import Slot
+from sim.vector.plan import number_type, parts_of
+from sim.vector_torch.device import Device, Tensor, Tensors
 
 _CALLS = {
     "add": "add", "sub": "sub", "mul": "mul", "div": "floor_divide", "mod": "remainder", "min": "minimum",

@@ -3,8 +3,8 @@
 A search by levels: all states at distance ``d`` from the start are expanded together, their successors are sorted,
 doubles and states that were known are dropped, and what is left is level ``d + 1``. So the first state that breaks a
 clause is a nearest one, and the number of Python steps does not depend on the number of states. States are packed into
-words (`vector_pack`), successors computed by numpy (`vector_expand`, `vector_plan`), sets are sorted runs
-(`vector_rows`, `vector_store`). Nothing is hashed away: two states are one only if all their bits are.
+words (`pack`), successors computed by numpy (`expand`, `plan`) or machine code (`native`), sets are sorted runs
+(`rows`, `store`). Nothing is hashed away: two states are one only if all their bits are.
 
 The work on a level goes chunk by chunk, so that what is not yet sorted never takes more than a buffer; the buffers,
 and what becomes of runs when memory is short, follow from ``memory_bytes`` and ``spill``. Clauses are checked on every
@@ -22,17 +22,17 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from fsm.errors import LocalError
-from sim.engines.vector_check import check_symmetry
-from sim.engines.vector_expand import ROWS_MAX, Finding
-from sim.engines.vector_graph import Graph
-from sim.engines.vector_pack import Packing
-from sim.engines.vector_result import ModelViolation, VectorResult, violation
-from sim.engines.vector_rows import Columns, distinct, joined, lacking, part, size, taken, with_key
-from sim.engines.vector_store import Builder, OutOfRoom, Run, Store, in_pieces
 from sim.model.form import Model
+from sim.vector.check import check_symmetry
+from sim.vector.expand import ROWS_MAX, Finding
+from sim.vector.graph import Graph
+from sim.vector.pack import Packing
+from sim.vector.result import ModelViolation, VectorResult, violation
+from sim.vector.rows import Columns, distinct, joined, lacking, part, size, taken, with_key
+from sim.vector.store import Builder, OutOfRoom, Run, Store, in_pieces
 
 if TYPE_CHECKING:
-    from sim.engines.vector_native import Native
+    from sim.vector.native import Native
 
 Progress = Callable[[int, int, int], None]
 """Told how many states are known, how deep the search is, and how many states of the level are left."""
@@ -113,8 +113,8 @@ class Search:
 
     def prepare(self) -> None:
         """Make machine code now, where there can be any, and not when the search has become large."""
-        from sim.engines.vector_merge import merged, missing
-        from sim.engines.vector_native import native_for
+        from sim.vector.merge import merged, missing
+        from sim.vector.native import native_for
 
         if self._native_asked:
             return

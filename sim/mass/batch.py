@@ -1,14 +1,14 @@
 """Mass simulation: very many random runs of the protocol model, in lanes that go in lock step.
 
 Each run is a function of the sizes, the seed and its number alone: random numbers are counted, not kept
-(:mod:`sim.engines.vector_simulate_draws`). What a run may do is :mod:`sim.model.protocol_mass`; after each turn of each
+(:mod:`sim.mass.draws`). What a run may do is :mod:`sim.mass.schedule`; after each turn of each
 run every clause of the invariant is judged that speaks of what the turn changed, or all at the end of each round. A run
 that does not end is L1. Of what is decided each run keeps a digest; the digest of a batch is a sum over its runs, each
 bound to its number, so it depends neither on how many lanes there are nor on what runs them: numpy, or machine code
 made by LLVM.
 
 A batch that breaks something names the first run that does, which is then made again alone, step by step
-(:mod:`sim.engines.vector_simulate_replay`).
+(:mod:`sim.mass.replay`).
 """
 
 from __future__ import annotations
@@ -20,14 +20,15 @@ from typing import Any, Protocol
 
 from fsm.errors import LocalError
 from sim.choices import SEED_MAX
-from sim.engines import vector_simulate_native as native
 from sim.engines.simulate import no_clock
-from sim.engines.vector_simulate_arrays import FEWEST, LANES, Arrays
-from sim.engines.vector_simulate_program import STEPS, Program, Stop, Tally, make_program
-from sim.engines.vector_simulate_replay import RunReplay, replay_run
+from sim.mass import native
+from sim.mass.arrays import FEWEST, LANES, Arrays
+from sim.mass.program import STEPS, Program, Stop, Tally, make_program
+from sim.mass.replay import RunReplay, replay_run
+from sim.mass.schedule import Schedule, mass_schedule
 from sim.model.protocol_bounded import Bounds
-from sim.model.protocol_mass import Schedule, mass_schedule
 from sim.model.protocol_rules import PROTOCOL_RULES, ModelRules
+from sim.vector import code
 
 RUNS_MAX = 1 << 40
 USUAL = Bounds(rooms=2, blocks=2, size=3, crashes=1)
@@ -117,7 +118,7 @@ class Mass:
         began = clock()
         if self.lanes is None:
             if not self.engine:
-                self.engine = "llvm" if native.available() and runs >= COMPILED_RUNS else "numpy"
+                self.engine = "llvm" if code.available() and runs >= COMPILED_RUNS else "numpy"
             count = min(LANES, max(runs, FEWEST))
             if self.engine == "llvm":
                 self.lanes = native.Native(self.program, say)

@@ -7,12 +7,12 @@ from typing import NamedTuple
 
 from fsm.errors import LocalError
 from fsm.kernel import Number
-from sim.engines.vector_simulate_draws import NIBBLES
-from sim.engines.vector_simulate_nodes import Node, Nodes, fields_of, parts_of
+from sim.mass.draws import NIBBLES
+from sim.mass.schedule import Schedule
+from sim.mass.schedule_parts import Turn
 from sim.model.form import Fields, View
-from sim.model.protocol_mass import Schedule
-from sim.model.protocol_mass_parts import Turn
 from sim.model.symbol import Symbol, Table
+from sim.vector.nodes import Node, Nodes, fields_of, parts_of
 
 STEPS = "steps"
 """The counter of all turns that were taken."""

@@ -8,7 +8,7 @@ Most steps of a search lead where another step has led before. So the successors
 in the one place of a table that its bits point to, and one that is found there as it is, bit by bit, is left out: it
 has been given out. That drops most doubles before anything is sorted, and never anything else.
 
-This is a short cut of :class:`~sim.engines.vector_expand.Expander` for what goes well. Where a clause is broken or a
+This is a short cut of :class:`~sim.vector.expand.Expander` for what goes well. Where a clause is broken or a
 field would leave its bounds, it says so and the expander is asked again about the same states.
 """
 
@@ -20,14 +20,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sim.engines.vector_expand import Expander
-from sim.engines.vector_pack import WORD_BITS, Packing, Slot
-from sim.engines.vector_rows import Columns, size
-from sim.engines.vector_simulate_native import LANES, Writer, available, llvm
-from sim.engines.vector_simulate_nodes import Node, Nodes, fields_of, parts_of
-from sim.engines.vector_store import Store
 from sim.model.form import Model
 from sim.model.symbol import Table
+from sim.vector.code import LANES, Code, available
+from sim.vector.expand import Expander
+from sim.vector.nodes import Node, Nodes, fields_of, parts_of
+from sim.vector.pack import WORD_BITS, Packing, Slot
+from sim.vector.rows import Columns, size
+from sim.vector.store import Store
 
 BLOCK = 8
 """States that are unpacked and packed at once: eight words."""
@@ -105,7 +105,7 @@ def plain(model: Model, table: Table, packing: Packing) -> Plain | None:
     return Plain(tuple(steps), tuple(node for node in clauses if node is not nodes.true), columns, wide[0])
 
 
-class _Code(Writer):
+class _Expand(Code):
     """Writes ``expand(rows, out, table, cells, scratch, header)``.
 
     ``rows`` and ``out`` are a column for each word, ``cells`` a line of small numbers for each field and then for each
@@ -113,17 +113,10 @@ class _Code(Writer):
     """
 
     def __init__(self, what: Plain, packing: Packing, rows_max: int) -> None:
-        self.ir, self.binding = llvm()
-        ir = self.ir
+        super().__init__(what.bits, what.columns)
         self.what, self.packing, self.rows_max = what, packing, rows_max
-        self.i64, self.i1 = ir.IntType(64), ir.IntType(1)
-        self.cell = ir.IntType(what.bits)
-        self.numbers, self.truths = ir.VectorType(self.cell, LANES), ir.VectorType(self.i1, LANES)
-        self.block, self.small = ir.VectorType(self.i64, BLOCK), ir.VectorType(self.cell, BLOCK)
-        self.place = what.columns
+        self.block, self.small = self.ir.VectorType(self.i64, BLOCK), self.ir.VectorType(self.cell, BLOCK)
         self._constants: dict[tuple[Any, int], Any] = {}
-        self.values: dict[int, Any] = {}
-        self.draw_values: dict[int, Any] = {}
         self.guards_at, self.words_at = 0, len(what.steps)
         self.places_at = self.words_at + packing.words * LANES
         self.room = ROOM_ROWS
@@ -436,7 +429,7 @@ class Native:
         self.trouble = False
         self.transitions = 0
         rows_max = -(-rows_max // LANES) * LANES
-        code = _Code(what, packing, rows_max)
+        code = _Expand(what, packing, rows_max)
         lines = len(what.columns) + max((len(step.writes) for step in what.steps), default=0)
         self._rows = np.zeros((words, rows_max), np.uint64)
         self._out = np.empty((words, ROOM_ROWS), np.uint64)
@@ -498,7 +491,7 @@ def _aligned(count: int, kind: Any) -> np.ndarray[Any, Any]:
     return raw[shift : shift + count * np.dtype(kind).itemsize].view(kind)
 
 
-def _compiled(code: _Code) -> tuple[Any, Callable[..., int]]:
+def _compiled(code: _Expand) -> tuple[Any, Callable[..., int]]:
     """The engine that holds the code, and the function."""
     binding = code.binding
     binding.initialize_native_target()

@@ -25,8 +25,7 @@ from fsm.receiver_facts import ReceiverConfig
 from fsm.rules import PROTOCOL, Rules
 from fsm.sender import Sender, SenderConfig
 from fsm.states import State
-from sim.model.protocol_bounded import Bounds
-from sim.model.protocol_mass_parts import (
+from sim.mass.schedule_parts import (
     CHUNK,
     COMMIT,
     COMPLETE,
@@ -37,6 +36,7 @@ from sim.model.protocol_mass_parts import (
     REGISTERED,
     decision_code,
 )
+from sim.model.protocol_bounded import Bounds
 from sim.model.protocol_parts import BLOCK_NUMBERS, STATE_NUMBERS
 
 FIRST_ROOM = 7

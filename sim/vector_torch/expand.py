@@ -5,7 +5,7 @@ learns, in one answer, how often each action may be taken, whether a clause is b
 From there on every size is known, and the successors of all actions are made without waiting for the device again: what
 actions set to constants by one ``and`` and one ``or`` for all of them, what they compute by a few calls for each.
 
-On a GPU both steps are a kernel each (`sim.engines.torch_fused`); what is here is what these are held against, and what
+On a GPU both steps are a kernel each (`sim.vector_torch.fused`); what is here is what these are held against, and what
 is done where there are none.
 
 What is rare is left to the numpy engine, on the few rows that it is about: which clause is broken, and which value
@@ -18,15 +18,15 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from fsm.errors import LocalError
-from sim.engines import torch_fused
-from sim.engines.torch_device import Device, Sizes, Tensor, Tensors
-from sim.engines.torch_plan import Pool, TorchPlan, pool_row_bytes
-from sim.engines.torch_rows import part, size
-from sim.engines.torch_words import signed, to_numpy
-from sim.engines.vector_graph import Graph
-from sim.engines.vector_pack import Slot
 from sim.model.form import Action, Field, Model
 from sim.model.symbol import CONST, FIELD, Symbol, Table
+from sim.vector.graph import Graph
+from sim.vector.pack import Slot
+from sim.vector_torch import fused as torch_fused
+from sim.vector_torch.device import Device, Sizes, Tensor, Tensors
+from sim.vector_torch.plan import Pool, TorchPlan, pool_row_bytes
+from sim.vector_torch.rows import part, size
+from sim.vector_torch.words import signed, to_numpy
 
 _ALL_BITS = (1 << 64) - 1
 COMPARED_CHUNKS = 16

@@ -1,4 +1,4 @@
-"""Sorted tables of packed states as tensors: `sim.engines.vector_rows` for a device.
+"""Sorted tables of packed states as tensors: `sim.vector.rows` for a device.
 
 A state is one row of ``k`` int64 words, the bits of the packed uint64 ones. Tables are sorted as signed numbers; any
 order would do, as long as it is always the same. With several words the first is made a key as it is there: xor-ed
@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sim.engines.torch_device import Tensor, Tensors
+from sim.vector_torch.device import Tensor, Tensors
 
 _MULTIPLIER = 0xBF58476D1CE4E5B9 - (1 << 64)
 PIECE_ROWS = 1 << 26

@@ -1,6 +1,6 @@
 """The expressions of a model as two kernels, written out for it and compiled for a GPU when a search begins.
 
-`sim.engines.torch_plan` calls torch once for each operation. A protocol model has thousands of them, and most levels
+`sim.vector_torch.plan` calls torch once for each operation. A protocol model has thousands of them, and most levels
 are too small to hide what so many launches cost. Here one kernel evaluates all guards and clauses of a state, and
 another makes the state after a step: both as straight lines of C on integers, out of the same symbols.
 
@@ -14,12 +14,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from sim.engines.torch_device import Device, Tensor, Tensors
-from sim.engines.torch_nvrtc import Module, compile_cubin, find_nvrtc
-from sim.engines.vector_pack import Slot
-from sim.engines.vector_plan import parts_of
 from sim.model.form import Field
 from sim.model.symbol import CONST, FIELD, Symbol
+from sim.vector.pack import Slot
+from sim.vector.plan import parts_of
+from sim.vector_torch.device import Device, Tensor, Tensors
+from sim.vector_torch.nvrtc import Module, compile_cubin, find_nvrtc
 
 INT_MAX = (1 << 31) - 1
 
@@ -45,7 +45,7 @@ _SIGNS = {"add": "+", "sub": "-", "mul": "*", "eq": "==", "ne": "!=", "lt": "<",
 
 
 class Written(Protocol):
-    """What is written down of an action's update (see `sim.engines.torch_expand`)."""
+    """What is written down of an action's update (see `sim.vector_torch.expand`)."""
 
     clear: dict[int, int]
     fixed: dict[int, int]

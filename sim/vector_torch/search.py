@@ -1,4 +1,4 @@
-"""The vector engine on torch: the search of `sim.engines.vector` on a processor or a GPU.
+"""The vector engine on torch: the search of `sim.vector.search` on a processor or a GPU.
 
 The same levels, and the same answer. Chunks of a level are expanded into a buffer of successors; a full buffer is
 sorted, what was known is dropped, and what is left are runs of the next level. All of that is done by the device; the
@@ -18,21 +18,21 @@ from typing import Any
 import numpy as np
 
 from fsm.errors import LocalError
-from sim.engines import vector_rows
-from sim.engines.torch_device import FREE_SHARE, Device, Tensors
-from sim.engines.torch_expand import TorchExpander
-from sim.engines.torch_rows import distinct, part, size, with_key, without_key
-from sim.engines.torch_store import Known, OutOfRoom, Run, Store
-from sim.engines.torch_words import Unsigned, to_device, to_numpy
-from sim.engines.vector import Progress
-from sim.engines.vector_check import check_symmetry
-from sim.engines.vector_graph import Graph
-from sim.engines.vector_pack import Packing
-from sim.engines.vector_result import ModelViolation, VectorResult, violation
-from sim.engines.vector_rows import Columns
-from sim.engines.vector_store import Run as PlainRun
-from sim.engines.vector_store import Store as PlainStore
 from sim.model.form import Model
+from sim.vector import rows as vector_rows
+from sim.vector.check import check_symmetry
+from sim.vector.graph import Graph
+from sim.vector.pack import Packing
+from sim.vector.result import ModelViolation, VectorResult, violation
+from sim.vector.rows import Columns
+from sim.vector.search import Progress
+from sim.vector.store import Run as PlainRun
+from sim.vector.store import Store as PlainStore
+from sim.vector_torch.device import FREE_SHARE, Device, Tensors
+from sim.vector_torch.expand import TorchExpander
+from sim.vector_torch.rows import distinct, part, size, with_key, without_key
+from sim.vector_torch.store import Known, OutOfRoom, Run, Store
+from sim.vector_torch.words import Unsigned, to_device, to_numpy
 
 PLAIN_ROWS = 1 << 10
 """Rows of a chunk of the numpy engine, which sees a few states only."""
@@ -58,7 +58,7 @@ def explore_torch(
 ) -> VectorResult:
     """Find and check every reachable state of a model with torch on ``device``: ``cpu``, ``cuda`` or ``cuda:N``.
 
-    The other arguments and the answer are those of `sim.engines.vector.explore`; ``bounds["device"]`` names the device.
+    The other arguments and the answer are those of `sim.vector.search.explore`; ``bounds["device"]`` names the device.
     ``memory_bytes`` bounds what runs and buffers take on it; left out, a GPU's free memory does. ``spill`` is refused:
     states stay on the device. ``fused``: on a GPU, with kernels that are written for the model. Raises LocalError as
     ``explore`` does, and where torch or the device is missing.

@@ -1,5 +1,5 @@
 """The second half of a round in a mass simulation: copies that end, failures and how they get to the other side,
-proofs, restarts, faults. See :mod:`sim.model.protocol_mass`.
+proofs, restarts, faults. See :mod:`sim.mass.schedule`.
 """
 
 from __future__ import annotations
@@ -9,9 +9,7 @@ from typing import Any
 
 from fsm import kernel
 from fsm.kernel import Number, Ops
-from sim.model.form import Fields, View, negate
-from sim.model.protocol_bounded import FAULTS
-from sim.model.protocol_mass_parts import (
+from sim.mass.schedule_parts import (
     BY_NAME,
     CRASH,
     FAULTS_LEFT,
@@ -23,6 +21,8 @@ from sim.model.protocol_mass_parts import (
     part_of,
     step_of,
 )
+from sim.model.form import Fields, View, negate
+from sim.model.protocol_bounded import FAULTS
 from sim.model.protocol_parts import Part, Step
 from sim.model.protocol_receiver import Place
 

@@ -23,12 +23,8 @@ from typing import Any, NamedTuple
 from fsm import kernel
 from fsm.errors import LocalError
 from fsm.kernel import Number, Ops
-from sim.model import protocol_receiver as receiver
-from sim.model.form import Action, Field, Fields, Model, View, negate
-from sim.model.protocol import TickEntry
-from sim.model.protocol_bounded import Bounds, Layout, Picked, bounded
-from sim.model.protocol_mass_ends import Endings
-from sim.model.protocol_mass_parts import (
+from sim.mass.schedule_ends import Endings
+from sim.mass.schedule_parts import (
     BY_NAME,
     CHUNK,
     COMMIT,
@@ -50,6 +46,10 @@ from sim.model.protocol_mass_parts import (
     atom,
     blocks_given,
 )
+from sim.model import protocol_receiver as receiver
+from sim.model.form import Action, Field, Fields, Model, View, negate
+from sim.model.protocol import TickEntry
+from sim.model.protocol_bounded import Bounds, Layout, Picked, bounded
 from sim.model.protocol_parts import FREE, Part, Step
 from sim.model.protocol_receiver import Place, latest
 from sim.model.protocol_rules import PROTOCOL_RULES, ModelRules

@@ -25,14 +25,14 @@ from numpy.typing import NDArray
 from fsm.errors import LocalError
 from fsm.kernel import ARRAY, Ops
 from sim.engines.liveness import BYTES_PER_EDGE, Edges, Groups, Truths, lasso, reaching, traps
-from sim.engines.vector import Progress, Search
-from sim.engines.vector_graph import Graph
-from sim.engines.vector_pack import Packing
-from sim.engines.vector_result import ModelStep, VectorResult
-from sim.engines.vector_rows import Columns, find, part, size, with_key, without_key
-from sim.engines.vector_store import OutOfRoom
 from sim.model.form import Action, Expression, Model, Number, State, View, describe, holds, negate, successors
 from sim.model.live import FINITE, KINDS, STRONG, WEAK, Fairness, Promise, Treatment, by_flag
+from sim.vector.graph import Graph
+from sim.vector.pack import Packing
+from sim.vector.result import ModelStep, VectorResult
+from sim.vector.rows import Columns, find, part, size, with_key, without_key
+from sim.vector.search import Progress, Search
+from sim.vector.store import OutOfRoom
 
 SPOT_STATES = 64
 """States in which groups are compared with those of exchanged states."""

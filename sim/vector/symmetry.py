@@ -20,9 +20,9 @@ from typing import NamedTuple
 import numpy as np
 
 from fsm.errors import LocalError
-from sim.engines.vector_pack import Packing
-from sim.engines.vector_rows import Columns, Truths, Words
 from sim.model.form import Group, Model, Record
+from sim.vector.pack import Packing
+from sim.vector.rows import Columns, Truths, Words
 
 ORDERS_MAX = 5_040
 

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fsm.errors import LocalError
-from sim.engines.vector_rows import Columns, Words, joined, mixed, part, size, without_key
 from sim.model.form import Record, describe
+from sim.vector.rows import Columns, Words, joined, mixed, part, size, without_key
 
 if TYPE_CHECKING:
-    from sim.engines.vector_graph import Graph
-    from sim.engines.vector_store import Run
+    from sim.vector.graph import Graph
+    from sim.vector.store import Run
 
 STATES = 8
 """States of a level that are looked at, spread over it."""

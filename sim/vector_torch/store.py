@@ -1,6 +1,6 @@
 """What the search on a device has found so far: sorted runs of states in its memory, and the account of that memory.
 
-As in `sim.engines.vector_store`, the states found are a few runs that share none, and runs of about equal size are
+As in `sim.vector.store`, the states found are a few runs that share none, and runs of about equal size are
 merged. What is different: work on runs goes through them whole, since a device is slow on small pieces; and when memory
 runs out there are no files, but levels that were expanded, and are only needed for a trace, can go to the host.
 """
@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from sim.engines.torch_device import Device, Tensors
-from sim.engines.torch_rows import lacking, merged, size
+from sim.vector_torch.device import Device, Tensors
+from sim.vector_torch.rows import lacking, merged, size
 
 MERGE_RATIO = 2
 """A run is merged with the one before it unless that is more than so many times as large."""
