@@ -23,6 +23,31 @@ from rich.text import Text
 from fsm.errors import LocalError
 from sim import render
 from sim.cli_common import JsonOption, command_line, exit_with, output, print_json, reports_errors
+from sim.cli_options import (
+    AbortsOption,
+    BlocksOption,
+    BlockTokensOption,
+    CrashesOption,
+    DeadlockOption,
+    DeviceOption,
+    EarlyOption,
+    FaultsOption,
+    GrantBlocksOption,
+    LateOption,
+    LeasesOption,
+    MemoryOption,
+    NoticesOption,
+    RanksOption,
+    RequestsOption,
+    ResubmitsOption,
+    SendersOption,
+    SpillOption,
+    StatesMaxOption,
+    SymmetryOption,
+    TimeMaxOption,
+    TokensOption,
+    VariantOption,
+)
 from sim.cli_prove import print_not_held
 from sim.cli_tools import group
 from sim.engines.result import EXIT_HOLDS, EXIT_SAFETY, EXIT_UNKNOWN
@@ -74,38 +99,6 @@ PROTOCOL_LEGEND = (
     f"state of a request, s_state of its sender: {_numbered(STATE_NUMBERS)}. "
     f"state of a block: {_numbered(BLOCK_NUMBERS)}. A count of -1: not known."
 )
-
-StatesMaxOption = Annotated[
-    int | None,
-    typer.Option(
-        "--states-max", metavar="N", min=1, help="Give up after the level that passes so many.", show_default=False
-    ),
-]
-TimeMaxOption = Annotated[
-    float | None,
-    typer.Option("--time-max", metavar="SECONDS", min=0.001, help="Give up after so long.", show_default=False),
-]
-MemoryOption = Annotated[
-    float | None,
-    typer.Option(
-        "--memory", metavar="GIB", min=0.001, max=1 << 20,
-        help="Give up, or spill, when states and buffers take so much. Left out: no limit.", show_default=False,
-    ),
-]  # fmt: skip
-SpillOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--spill", metavar="DIR", file_okay=False, help="Beyond --memory, write states there.", show_default=False
-    ),
-]
-DeviceOption = Annotated[
-    str | None,
-    typer.Option(
-        "--device", metavar="DEVICE", help="Search with torch, on cuda or cpu, instead of numpy.", show_default=False
-    ),
-]
-DeadlockOption = Annotated[bool, typer.Option("--deadlock", help="A state without a next step is a violation.")]
-
 
 class Limits(NamedTuple):
     """What ends a search, whether a state without successors is a violation, and what computes: ``device`` is a device
@@ -206,53 +199,23 @@ def two_phase_command(
 
 @reports_errors
 def protocol_command(
-    requests: Annotated[int, typer.Option("--requests", metavar="N", min=1, max=8, help="Requests.")] = 1,
-    ranks: Annotated[int, typer.Option("--ranks", metavar="N", min=1, max=8, help="Receiver ranks.")] = 1,
-    blocks: Annotated[int, typer.Option("--blocks", metavar="N", min=1, max=8, help="Landing blocks of a rank.")] = 2,
-    tokens: Annotated[int, typer.Option("--tokens", metavar="N", min=1, max=64, help="Length of a request.")] = 3,
-    block_tokens: Annotated[
-        int, typer.Option("--block-tokens", metavar="N", min=1, max=64, help="Tokens of a block.")
-    ] = 1,
-    grant_blocks: Annotated[
-        int, typer.Option("--grant-blocks", metavar="N", min=0, max=8, help="Most blocks in one grant; 0: no limit.")
-    ] = 0,
-    early: Annotated[
-        int, typer.Option("--early", metavar="N", min=0, max=64, help="Tokens granted before the length is known.")
-    ] = 0,
-    senders: Annotated[
-        int, typer.Option("--senders", metavar="N", min=1, max=8, help="Sender processes; rank r has sender r mod N.")
-    ] = 1,
-    crashes: Annotated[
-        int, typer.Option("--crashes", metavar="N", min=0, max=8, help="How often a sender crashes, in all.")
-    ] = 0,
-    resubmits: Annotated[
-        bool, typer.Option("--resubmits/--no-resubmits", help="A sender that comes back is given the requests again.")
-    ] = True,
-    aborts: Annotated[
-        int,
-        typer.Option(
-            "--aborts", metavar="N", min=0, max=8, help="With --no-faults: so many faults that end a request, in all."
-        ),
-    ] = 0,
-    faults: Annotated[
-        bool, typer.Option("--faults/--no-faults", help="Whatever ends a request early: aborts, deadlines, failures.")
-    ] = True,
-    leases: Annotated[bool, typer.Option("--leases", help="Results may be leased instead of copied.")] = False,
-    late: Annotated[bool, typer.Option("--late", help="Bytes may land after the word that they did.")] = False,
-    notices: Annotated[
-        bool, typer.Option("--notices", help="The receiver hears of landed bytes by itself, though it need not.")
-    ] = False,
-    variant: Annotated[
-        str | None,
-        typer.Option("--variant", metavar="NAME", help="A version of the zoo instead.", show_default=False),
-    ] = None,
-    symmetry: Annotated[
-        bool | None,
-        typer.Option(
-            "--symmetry/--no-symmetry", show_default="symmetry, without --variant",
-            help="Count states as one that differ only in the names of blocks, ranks and requests.",
-        ),
-    ] = None,
+    requests: RequestsOption = 1,
+    ranks: RanksOption = 1,
+    blocks: BlocksOption = 2,
+    tokens: TokensOption = 3,
+    block_tokens: BlockTokensOption = 1,
+    grant_blocks: GrantBlocksOption = 0,
+    early: EarlyOption = 0,
+    senders: SendersOption = 1,
+    crashes: CrashesOption = 0,
+    resubmits: ResubmitsOption = True,
+    aborts: AbortsOption = 0,
+    faults: FaultsOption = True,
+    leases: LeasesOption = False,
+    late: LateOption = False,
+    notices: NoticesOption = False,
+    variant: VariantOption = None,
+    symmetry: SymmetryOption = None,
     states_max: StatesMaxOption = None,
     time_max: TimeMaxOption = None,
     memory: MemoryOption = None,

@@ -36,7 +36,8 @@ from sim.cli_common import (
     with_command,
 )
 from sim.cli_mass import JudgeName, simulate_vector
-from sim.cli_model import DeviceOption, Limits, MemoryOption, SpillOption
+from sim.cli_model import Limits
+from sim.cli_options import DeviceOption, LivenessOption, MemoryOption, SpillOption, SymmetryOption
 from sim.cli_trace import point_json, point_of, print_views, shrink_progress
 from sim.cli_vector import check_vector
 from sim.engines.check import check
@@ -77,22 +78,6 @@ def register(app: typer.Typer) -> None:
     """Add the commands of this module."""
     app.command("check")(check_command)
     app.command("simulate")(simulate_command)
-
-
-LivenessOption = Annotated[
-    bool | None,
-    typer.Option(
-        "--liveness/--no-liveness", show_default="where the graph is small",
-        help="Judge on the finished graph what must happen in the end.",
-    ),
-]
-SymmetryOption = Annotated[
-    bool | None,
-    typer.Option(
-        "--symmetry/--no-symmetry", show_default="symmetry, without a wrong version",
-        help="Count states as one that differ only in the names of blocks, ranks and requests.",
-    ),
-]  # fmt: skip
 
 
 def _refuse_for_scalar(limits: Limits, liveness: bool | None, symmetry: bool | None) -> None:

@@ -24,6 +24,7 @@ from sim.model.protocol_bounded import Bounds, Layout, Picked, bounded
 from sim.model.protocol_parts import Step
 from sim.model.protocol_receiver import Place
 from sim.model.protocol_rules import PROTOCOL_RULES
+from sim.model.protocol_scenario import sizes_of
 from sim.scenario import Scenario
 from sim.world import Action, World
 
@@ -69,13 +70,8 @@ def bounds_of(scenario: Scenario) -> Bounds:
         if wanted:
             raise LocalError(f"the scenario has {what}, which this comparison does not hold; leave it out")
     harmless = ("duplicate_max", "delay_max", "duplicate_room_max", "rate")
-    return Bounds(
-        rooms=len(requests), ranks=scenario.ranks.receivers, blocks=pool.blocks, size=requests[0].tokens,
-        block_tokens=pool.block_tokens, grant_blocks_max=pool.grant_blocks_max, early_tokens=requests[0].grant_tokens,
-        crashes=faults.sender_crash_max, leases=pool.lease, late=schedule.data_lags_status,
-        senders=scenario.ranks.senders, notices=schedule.notice_lags,
-        faults=any(getattr(faults, name) for name in faults.__struct_fields__ if name not in harmless),
-    )  # fmt: skip
+    anything = any(getattr(faults, name) for name in faults.__struct_fields__ if name not in harmless)
+    return replace(sizes_of(scenario), faults=anything)
 
 
 def model_of(scenario: Scenario, bounds: Bounds, *, whole: bool = False) -> Model:

@@ -8,6 +8,7 @@ that "holds" always speaks of at least what the scenario describes. What it is f
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from math import gcd
 from typing import NamedTuple
 
@@ -31,26 +32,30 @@ def model_of(scenario: Scenario) -> ModelOf:
     variant = _variant(scenario, problems)
     if problems:
         raise LocalError("the model does not hold this scenario:\n" + "\n".join(problems))
-    requests, pool, faults = scenario.expanded_requests(), scenario.pool, scenario.faults
-    unit = unit_tokens(scenario)
-    bounds = Bounds(
-        rooms=len(requests),
+    faults = scenario.faults
+    bounds = replace(
+        sizes_of(scenario, unit_tokens(scenario)), resubmits=False, faults=False, aborts=faults.abort_max
+    )
+    return ModelOf(bounds, variant, tuple(_freer(scenario)))
+
+
+def sizes_of(scenario: Scenario, unit: int = 1) -> Bounds:
+    """The sizes of a scenario as those of the model, tokens counted in units; of requests the first is looked at."""
+    request, pool, schedule = scenario.expanded_requests()[0], scenario.pool, scenario.schedule
+    return Bounds(
+        rooms=len(scenario.expanded_requests()),
         ranks=scenario.ranks.receivers,
         senders=scenario.ranks.senders,
         blocks=scenario.pool_blocks(0),
-        size=requests[0].tokens // unit,
+        size=request.tokens // unit,
         block_tokens=pool.block_tokens // unit,
         grant_blocks_max=pool.grant_blocks_max,
-        early_tokens=requests[0].grant_tokens // unit,
-        crashes=faults.sender_crash_max,
-        resubmits=False,
-        faults=False,
-        aborts=faults.abort_max,
+        early_tokens=request.grant_tokens // unit,
+        crashes=scenario.faults.sender_crash_max,
         leases=pool.lease,
-        late=scenario.schedule.data_lags_status,
-        notices=scenario.schedule.notice_lags,
+        late=schedule.data_lags_status,
+        notices=schedule.notice_lags,
     )
-    return ModelOf(bounds, variant, tuple(_freer(scenario)))
 
 
 def unit_tokens(scenario: Scenario) -> int:
