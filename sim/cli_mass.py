@@ -23,8 +23,8 @@ from sim.mass.batch import USUAL, Mass, MassResult
 from sim.mass.replay import RunReplay
 from sim.model.protocol_bounded import Bounds
 from sim.model.protocol_scenario import model_of
+from sim.model.variants import ModelVariant, variant_named
 from sim.progress import Bar, bar
-from sim.prove.variants import ModelVariant, variant_named
 from sim.vector.result import ModelStep, ModelViolation
 
 RUNS = 1_000_000

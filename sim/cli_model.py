@@ -55,8 +55,8 @@ from sim.model.form import Model, describe, without_symmetry
 from sim.model.protocol_bounded import Bounds, bounded
 from sim.model.protocol_parts import BLOCK_NUMBERS, STATE_NUMBERS
 from sim.model.two_phase import MANAGERS_MAX, two_phase
+from sim.model.variants import variant_named
 from sim.progress import bar, search_progress
-from sim.prove.variants import variant_named
 from sim.vector.pack import Packing
 from sim.vector.result import ModelViolation, VectorResult
 from sim.vector.search import explore

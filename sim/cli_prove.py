@@ -18,11 +18,11 @@ from sim import render
 from sim.cli_common import JsonOption, command_line, exit_with, output, print_json, reports_errors
 from sim.engines.result import EXIT_SAFETY, EXIT_UNKNOWN
 from sim.model.protocol import symbolic
+from sim.model.variants import ModelVariant, variant_named
 from sim.progress import Bar, bar
 from sim.prove.conditions import FAILED, PROVED, START, Condition, Prover
 from sim.prove.outcome import NOT_HELD, VariantOutcome, counterexample, exit_code_of, prove_zoo
 from sim.prove.ranking import Ranking
-from sim.prove.variants import ModelVariant, variant_named
 
 STYLES = {PROVED: "green", FAILED: "bold red"}
 FAILED_SHOWN_MAX = 1

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from fsm.errors import LocalError
 from sim.model.protocol_bounded import Bounds
-from sim.prove.variants import MODEL_VARIANTS, ModelVariant, variant_named
+from sim.model.variants import MODEL_VARIANTS, ModelVariant, variant_named
 from sim.scenario import Scenario
 
 

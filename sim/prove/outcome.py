@@ -9,9 +9,9 @@ from fsm.kernel import INT
 from sim.engines.result import EXIT_HOLDS, EXIT_LIVENESS, EXIT_SAFETY, EXIT_UNKNOWN
 from sim.model.form import Clause, Fields
 from sim.model.protocol import Symbolic, symbolic
+from sim.model.variants import MODEL_VARIANTS, ModelVariant
 from sim.prove.conditions import FAILED, PROVED, UNKNOWN, Condition, Prover
 from sim.prove.progress import progress_conditions
-from sim.prove.variants import MODEL_VARIANTS, ModelVariant
 
 HOLDS, BREAKS, NOT_HELD, UNEXPECTED = "holds", "breaks", "not held", "unexpected"
 

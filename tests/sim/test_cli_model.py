@@ -17,7 +17,7 @@ from sim.engines import spin
 from sim.model.form import Action, Clause, Model, holds, successors
 from sim.model.protocol_bounded import Bounds, bounded
 from sim.model.two_phase import COMMITTED, STATES, WORKING, two_phase
-from sim.prove.variants import variant_named
+from sim.model.variants import variant_named
 from sim.vector.search import explore
 from tests.sim.cli_kit import process, refused, resumark
 

@@ -33,7 +33,7 @@ from sim.model.protocol_bounded import Bounds, bounded
 from sim.model.protocol_parts import BLOCK_NUMBERS, STATE_NUMBERS, Step, after, move_block
 from sim.model.protocol_rules import PROTOCOL_RULES
 from sim.model.symbol import check_model
-from sim.prove.variants import MODEL_VARIANTS
+from sim.model.variants import MODEL_VARIANTS
 from sim.vector.search import explore
 from tests.sim.protocol_kit import Lockstep
 

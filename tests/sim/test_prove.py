@@ -17,11 +17,11 @@ from sim.model.form import Clause, Fields, Model, holds
 from sim.model.protocol import symbolic
 from sim.model.protocol_parts import Step
 from sim.model.protocol_rules import PROTOCOL_RULES
+from sim.model.variants import MODEL_VARIANTS, variant_named
 from sim.prove import terms
 from sim.prove.conditions import FAILED, PROVED, UNKNOWN, Condition, Prover
 from sim.prove.outcome import BREAKS, HOLDS, NOT_HELD, counterexample, exit_code_of, prove_variant
 from sim.prove.progress import CONDITIONS, progress_conditions
-from sim.prove.variants import MODEL_VARIANTS, variant_named
 from tests.sim.cli_kit import refused, resumark
 
 pytest.importorskip("z3")

@@ -14,11 +14,11 @@ from sim.model.protocol import Symbolic, symbolic
 from sim.model.protocol_bounded import Bounds, Layout, bounded
 from sim.model.protocol_live import FAIRNESS
 from sim.model.protocol_parts import Step
+from sim.model.variants import MODEL_VARIANTS
 from sim.prove import ranking
 from sim.prove.conditions import FAILED, PROVED, Condition, Prover
 from sim.prove.ranking import CHANGES, CRASH, FALLS, NATURAL, REASON, Ranking, fields_of, measure
 from sim.prove.standstill import LEMMAS, MOVES, REASONS, is_done, stands_still_for_a_reason
-from sim.prove.variants import MODEL_VARIANTS
 from tests.sim.cli_kit import resumark
 
 pytest.importorskip("z3")

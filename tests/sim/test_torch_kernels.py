@@ -21,7 +21,7 @@ from sim.model.form import Action, Field, Model
 from sim.model.protocol_bounded import Bounds, bounded
 from sim.model.symbol import Table
 from sim.model.two_phase import two_phase
-from sim.prove.variants import variant_named
+from sim.model.variants import variant_named
 from sim.vector_torch import device as torch_device
 from sim.vector_torch import expand as torch_expand
 from sim.vector_torch import fused as torch_fused

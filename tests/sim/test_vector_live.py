@@ -28,7 +28,7 @@ from sim.model.protocol_live import (
 )
 from sim.model.protocol_rules import PROTOCOL_RULES
 from sim.model.two_phase import ABORTED, COMMITTED, TM_ABORTED, two_phase
-from sim.prove.variants import MODEL_VARIANTS
+from sim.model.variants import MODEL_VARIANTS
 from sim.vector.live import LiveGraph, Liveness, judge_model, no_return, point_of_no_return
 from sim.vector.result import ModelStep
 from sim.vector.search import Search, explore

@@ -23,7 +23,7 @@ from sim.mass.schedule_parts import RATES, decision_code
 from sim.model.form import Fields
 from sim.model.protocol_bounded import Bounds
 from sim.model.symbol import Table
-from sim.prove.variants import variant_named
+from sim.model.variants import variant_named
 from sim.vector import code
 from sim.vector.nodes import Nodes, evaluate
 from tests.sim.cli_kit import resumark

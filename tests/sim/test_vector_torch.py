@@ -34,7 +34,7 @@ from sim.model.form import Action, Clause, Field, Fields, Model
 from sim.model.protocol_bounded import Bounds, bounded
 from sim.model.symbol import Table
 from sim.model.two_phase import STATES, two_phase
-from sim.prove.variants import variant_named
+from sim.model.variants import variant_named
 from sim.vector.pack import Packing
 from sim.vector.symmetry import Symmetry
 from sim.vector_torch.device import Device, TorchOps

@@ -21,7 +21,7 @@ from sim.model.correspondence import MODEL_ONLY, as_the_world_does, kind_of, wor
 from sim.model.form import Clause, Model, View
 from sim.model.protocol_bounded import Bounds, bounded
 from sim.model.protocol_live import ProtocolFairness, live_model, promises
-from sim.prove.variants import MODEL_VARIANTS
+from sim.model.variants import MODEL_VARIANTS
 from sim.scenario import Scenario
 from sim.vector.live import LiveGraph, doomed, judge_model
 from sim.vector.result import ModelStep
