@@ -269,7 +269,7 @@ def test_unknown_names_are_refused_with_the_known_ones() -> None:
         (lambda: zoo.rules_for("watermarks"), "there is no detector 'watermarks'; there are watermark, watermark-five"),
         (lambda: zoo.rules_for("watermark", ["none"]), "there is no hazard 'none'; there are free-then-alloc, "),
         (lambda: zoo.scenario_for("nothing"), "there is no variant 'nothing'; there are watermark, "),
-        (lambda: zoo.scenario_named("nothing"), "there is no built-in scenario 'nothing'; there are admission-first, "),
+        (lambda: zoo.scenario_named("nothing"), "there is no built-in scenario 'nothing'; there are abort-anywhere, "),
         (lambda: zoo.scenario_named("../scenarios/none"), "there is no built-in scenario '../scenarios/none'"),
     ):
         with pytest.raises(LocalError) as refusal:
