@@ -22,14 +22,6 @@ from fsm import kernel
 from fsm.errors import LocalError
 from fsm.kernel import ARRAY, INT
 from sim import bench_device
-from sim.engines import (
-    torch_device,
-    torch_expand,
-    torch_plan,
-    torch_rows,
-    torch_search,
-    torch_words,
-)
 from sim.model.form import Action, Clause, Field, Fields, Model
 from sim.model.protocol_bounded import Bounds, bounded
 from sim.model.symbol import Table
@@ -37,6 +29,12 @@ from sim.model.two_phase import STATES, two_phase
 from sim.model.variants import variant_named
 from sim.vector.pack import Packing
 from sim.vector.symmetry import Symmetry
+from sim.vector_torch import device as torch_device
+from sim.vector_torch import expand as torch_expand
+from sim.vector_torch import plan as torch_plan
+from sim.vector_torch import rows as torch_rows
+from sim.vector_torch import search as torch_search
+from sim.vector_torch import words as torch_words
 from sim.vector_torch.device import Device, TorchOps
 from sim.vector_torch.search import TorchSearch, explore_torch
 from sim.vector_torch.words import Unsigned, signed, to_numpy
