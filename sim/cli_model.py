@@ -53,10 +53,13 @@ from sim.cli_tools import group
 from sim.engines.result import EXIT_HOLDS, EXIT_SAFETY, EXIT_UNKNOWN
 from sim.model.form import Model, describe, without_symmetry
 from sim.model.protocol_bounded import Bounds, bounded
+from sim.model.protocol_live import ProtocolFairness, good_end, live_model
 from sim.model.protocol_parts import BLOCK_NUMBERS, STATE_NUMBERS
+from sim.model.protocol_rules import ModelRules
 from sim.model.two_phase import MANAGERS_MAX, two_phase
 from sim.model.variants import variant_named
 from sim.progress import bar, search_progress
+from sim.vector.live import point_of_no_return
 from sim.vector.pack import Packing
 from sim.vector.result import ModelViolation, VectorResult
 from sim.vector.search import explore
@@ -159,6 +162,29 @@ class Told(NamedTuple):
 More = Callable[[VectorResult, bool], Told]
 
 
+NO_RETURN_STATES_MAX = 100_000
+"""The point of no return is a service to the reader, so it may not take long."""
+
+
+def no_return(bounds: Bounds, rules: ModelRules, found: ModelViolation, quiet: bool) -> Told:
+    """Where a run of the protocol model could still end well for the last time: faults come to an end, so where they
+    have no budget there is no answer."""
+    if bounds.faults:
+        why = "not looked for, where there is no end of faults: --no-faults, with --aborts N"
+        return Told(facts=[("no return", why)], json={"point_of_no_return": None, "no_return": {"text": why}})
+    with bar("looking for the point of no return", quiet=quiet) as shown:
+        point = point_of_no_return(
+            live_model(bounds, rules), found.start, found.steps, good_end(bounds, rules), ProtocolFairness(bounds),
+            states_max=NO_RETURN_STATES_MAX, progress=search_progress(shown),
+        )  # fmt: skip
+    facts: list[tuple[str, str | Text]] = []
+    if point.step is None:
+        found_not = f"not found within {NO_RETURN_STATES_MAX:,} states"
+        facts.append(("no return", found_not if point.bound else "none: it could still end well"))
+    said = {"coverage": "bounded" if point.bound else "exhausted", "states": point.states, "text": point.bound}
+    return Told(facts=facts, json={"point_of_no_return": point.step, "no_return": said}, no_return=point.step)
+
+
 def register(app: typer.Typer) -> None:
     """Add the commands of this module."""
     models = group(app, "model", HELP)
@@ -249,7 +275,12 @@ def protocol_command(
     if symmetry is (variant is not None):
         arguments.append("--symmetry" if symmetry else "--no-symmetry")
     sizes = size_names(asdict(bounds)) | {"variant": chosen.name}
-    explore_asked(Asked("protocol", model, sizes, ALIKE, PROTOCOL_LEGEND, arguments), limits, json)
+
+    def more(result: VectorResult, quiet: bool) -> Told:
+        broken = result.violation
+        return Told() if broken is None else no_return(bounds, chosen.rules(), broken, quiet)
+
+    explore_asked(Asked("protocol", model, sizes, ALIKE, PROTOCOL_LEGEND, arguments), limits, json, more)
 
 
 _NAMES = {"rooms": "requests", "size": "tokens", "grant_blocks_max": "grant_blocks", "early_tokens": "early"}

@@ -25,25 +25,22 @@ from sim.cli_model import (
     Told,
     check_size,
     explore_asked,
+    no_return,
     size_names,
     stop_after,
 )
 from sim.engines.result import EXIT_HOLDS, EXIT_LIVENESS, EXIT_UNKNOWN
 from sim.model.form import without_symmetry
 from sim.model.protocol_bounded import bounded
-from sim.model.protocol_live import ProtocolFairness, good_end, live_model, promises
+from sim.model.protocol_live import ProtocolFairness, live_model, promises
 from sim.model.protocol_scenario import ModelOf, model_of
 from sim.progress import bar, search_progress
-from sim.vector.live import Liveness, judge_model, point_of_no_return
-from sim.vector.result import ModelViolation, VectorResult
+from sim.vector.live import Liveness, judge_model
+from sim.vector.result import VectorResult
 
 LIVE_STATES_MAX = 200_000
 """Liveness takes a second search, of more states, for a clock comes in and requests are told apart, and then the whole
 graph in memory. Left to itself, the command judges graphs up to that size."""
-
-NO_RETURN_STATES_MAX = 100_000
-"""The point of no return is a service to the reader, so it may not take long."""
-
 
 NOT_JUDGED = Told(
     facts=[("liveness", Text(f"not judged: more than {LIVE_STATES_MAX:,} states; --liveness judges it all the same"))],
@@ -63,24 +60,10 @@ class _Live:
 
     def __call__(self, result: VectorResult, quiet: bool) -> Told:
         if result.violation is not None:
-            return self._no_return(result.violation, quiet)
+            return no_return(self.bounds, self.rules, result.violation, quiet)
         if result.coverage != "exhausted" or self.wanted is False:
             return Told(json={"liveness": []})
         return NOT_JUDGED if self.wanted is None and result.states > LIVE_STATES_MAX else self._judge(quiet)
-
-    def _no_return(self, found: ModelViolation, quiet: bool) -> Told:
-        with bar("looking for the point of no return", quiet=quiet) as shown:
-            point = point_of_no_return(
-                self.model, found.start, found.steps, good_end(self.bounds, self.rules), ProtocolFairness(self.bounds),
-                states_max=NO_RETURN_STATES_MAX, progress=search_progress(shown),
-            )  # fmt: skip
-        facts: list[tuple[str, str | Text]] = []
-        if point.step is None:
-            found_not = f"not found within {NO_RETURN_STATES_MAX:,} states"
-            why = found_not if point.bound else "none: it could still end well"
-            facts.append(("no return", why))
-        said = {"coverage": "bounded" if point.bound else "exhausted", "states": point.states, "text": point.bound}
-        return Told(facts=facts, json={"point_of_no_return": point.step, "no_return": said}, no_return=point.step)
 
     def _judge(self, quiet: bool) -> Told:
         chosen = [p for p in promises(self.bounds, self.rules) if not self.only or p.property in self.only]

@@ -173,3 +173,15 @@ def test_misuse_is_one_message_and_exit_code_2(arguments: tuple[str, ...], says:
     done = resumark("check", *arguments)
     refused(done)
     assert says in done.err
+
+
+def test_a_model_of_a_given_size_marks_the_point_of_no_return_too() -> None:
+    sizes = ("--requests", "2", "--blocks", "1", "--tokens", "2", "--variant", "free-then-alloc")
+    data = resumark("model", "protocol", *sizes, "--no-faults", "--json").data
+    assert data["point_of_no_return"] == data["violations"][0]["step"] == 14
+    text = resumark("model", "protocol", *sizes, "--no-faults").out.splitlines()
+    at = next(number for number, line in enumerate(text) if line.startswith("*"))
+    assert text[at - 1].split()[0] == "14" and "from here every continuation fails" in text[at]
+    # With faults without end there would always be one that helps.
+    endless = resumark("model", "protocol", *sizes, "--json").data
+    assert endless["point_of_no_return"] is None and "no end of faults" in endless["no_return"]["text"]
