@@ -157,11 +157,17 @@ def children_of(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
+def hear_interruptions() -> None:
+    """Where the tests run in the background, a shell may have told all their children to ignore them."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_interruption_ends_everything_and_says_so(tmp_path: Path) -> None:
     command = program(tmp_path, "run", *SMALL, "--requests", "5000", "--tokens", "500")
     with subprocess.Popen(
-        command, env=ENVIRONMENT, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
+        command, env=ENVIRONMENT, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=hear_interruptions,
+    ) as process:  # fmt: skip
         assert process.stdout is not None
         assert process.stdout.readline().startswith("model")
         while not (children := children_of(process.pid)):

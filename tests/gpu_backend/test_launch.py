@@ -116,11 +116,13 @@ def test_nobody_is_left_behind_not_even_who_never_listens_or_is_stopped() -> Non
 
 
 PARENT = """
-import sys, time
+import signal, sys, time
 from gpu_backend.launch import Launch
 from tests.gpu_backend import kit_children
 from tests.gpu_backend.kit_children import gone
 if __name__ == "__main__":
+    # Where the tests run in the background, a shell may have told all their children to ignore it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with Launch() as launch:
         child = launch.start("deaf", kit_children.deaf)
         launch.wait_for("ready", [child])
