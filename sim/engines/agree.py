@@ -27,10 +27,10 @@ from fsm.errors import LocalError
 from sim import actions
 from sim.choices import Scripted
 from sim.engines.check import new_world
-from sim.model.correspondence import ALIKE, GRANT, TICKS, Cue, Cues, bounds_of, eager, kind_of, model_of
+from sim.model.correspondence import ALIKE, GRANT, TICKS, Cue, Cues, bounds_of, eager, model_of
 from sim.model.form import Fields, Model, State
 from sim.model.projection import Projection, values_by_token
-from sim.model.protocol_bounded import Layout
+from sim.model.protocol_bounded import Layout, kind_of
 from sim.scenario import Scenario
 from sim.state import Key, StateSpace
 from sim.vector.graph import Graph

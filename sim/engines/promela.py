@@ -19,8 +19,7 @@ from typing import NamedTuple
 
 from fsm.errors import LocalError
 from sim.model.form import Action, Field, Model
-from sim.model.symbol import CONST, FIELD, Symbol, Table, check_model
-from sim.vector.plan import parts_of
+from sim.model.symbol import CONST, FIELD, Symbol, Table, check_model, parts_of
 
 FIELD_BITS_MAX = 31
 """The widest ``unsigned`` of Spin that is used."""

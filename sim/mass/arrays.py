@@ -17,7 +17,8 @@ from sim.mass import draws
 from sim.mass.draws import NIBBLES
 from sim.mass.program import LaneTurn, Program, Stop, Tally
 from sim.mass.schedule_parts import FAULTS_LEFT
-from sim.vector.nodes import Node, fields_of, parts_of
+from sim.model.symbol import parts_of
+from sim.vector.nodes import Node, fields_of
 
 LANES = 1 << 15
 """Lanes that go side by side: what is computed of them stays in the second level cache."""

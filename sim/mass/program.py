@@ -11,8 +11,8 @@ from sim.mass.draws import NIBBLES
 from sim.mass.schedule import Schedule
 from sim.mass.schedule_parts import Turn
 from sim.model.form import Fields, View
-from sim.model.symbol import Symbol, Table
-from sim.vector.nodes import Node, Nodes, fields_of, parts_of
+from sim.model.symbol import Symbol, Table, parts_of
+from sim.vector.nodes import Node, Nodes, fields_of
 
 STEPS = "steps"
 """The counter of all turns that were taken."""

@@ -20,7 +20,7 @@ from sim.model import protocol_receiver as receiver
 from sim.model.form import Action as ModelAction
 from sim.model.form import Model, View, negate
 from sim.model.protocol import TICK
-from sim.model.protocol_bounded import Bounds, Layout, Picked, bounded
+from sim.model.protocol_bounded import TICK_GRANT, Bounds, Layout, Picked, bounded, kind_of
 from sim.model.protocol_parts import Step
 from sim.model.protocol_receiver import Place
 from sim.model.protocol_rules import PROTOCOL_RULES
@@ -31,19 +31,11 @@ from sim.world import Action, World
 TICKS = tuple(entry.name for entry in TICK)
 RESTART, UNKNOWN, NACKED, DEADLINE = "a restart is seen", "an unknown room", "abort or NACK", "a deadline passes"
 LANE_FAILS, COPY_ENDS, LEASE, STAGE = "the sender fails", "a copy ends", "lease", "stage"
-GRANT, STARVES = "tick: grant", "wait for blocks"
+GRANT, STARVES = TICK_GRANT, "wait for blocks"
 LANDS, DONE, OWN, CRASH = "bytes land", "the write is done", "own completion", "the sender crashes"
 
 ALIKE = dict.fromkeys((RESTART, UNKNOWN, NACKED, DEADLINE), "a failure is seen")
 """Actions that do the same, and differ in when they may be taken: one step of the world may be any of them."""
-
-
-def kind_of(name: str) -> str:
-    """The kind of an action of the model: its name without its request, and without what was chosen in it."""
-    body = name.split(": ", 1)[1]
-    if body.startswith(GRANT):
-        return GRANT
-    return " ".join(word for word in body.split(" ") if "=" not in word)
 
 
 # --- the size --------------------------------------------------------------------------------------------

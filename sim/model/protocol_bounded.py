@@ -50,6 +50,15 @@ COUNTED = tuple(name for name in FAULTS if name != DEADLINE)
 TOGETHER = ("stage", "the sender crashes")
 """Actions of a sender process that concern all lanes of a request, or all that there are, at once."""
 NOTICED = "own completion"
+TICK_GRANT = "tick: grant"
+
+
+def kind_of(name: str) -> str:
+    """The kind of an action of the model: its name without its request, and without what was chosen in it."""
+    body = name.split(": ", 1)[1]
+    if body.startswith(TICK_GRANT):
+        return TICK_GRANT
+    return " ".join(word for word in body.split(" ") if "=" not in word)
 
 
 @dataclass(frozen=True)

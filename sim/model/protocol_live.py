@@ -27,7 +27,7 @@ from sim.model import protocol_sender as sender
 from sim.model.form import Action, Expression, Group, Model, View, negate
 from sim.model.live import FINITE, FREE, WEAK, Promise, Treatment
 from sim.model.protocol import make_action
-from sim.model.protocol_bounded import Bounds, Layout, bounded
+from sim.model.protocol_bounded import Bounds, Layout, bounded, kind_of
 from sim.model.protocol_parts import FREE as FREE_BLOCK
 from sim.model.protocol_parts import Step
 from sim.model.protocol_receiver import Place
@@ -75,15 +75,6 @@ FAIRNESS: dict[str, tuple[str, str]] = {
 """How each action is treated, and why. ``clock``: weakly fair, but only where the run was disturbed."""
 
 
-def kind_of(name: str) -> str:
-    """The kind of an action of the bounded model: its name without the request and without what is chosen in it."""
-    body = name.partition(": ")[2]
-    for kind in FAIRNESS:
-        if body == kind or body.startswith(kind + " "):
-            return kind
-    raise LocalError(f"nothing is assumed of the action '{name}'; add its kind to FAIRNESS, with a reason")
-
-
 def disturbed(bounds: Bounds) -> Expression:
     """Whether something went wrong in the run: a budget was drawn on."""
     places = Layout(bounds).places
@@ -110,6 +101,10 @@ class ProtocolFairness:
     def __call__(self, action: Action) -> Treatment:
         """What is assumed of one action."""
         who, kind = action.name.partition(": ")[0], kind_of(action.name)
+        if kind not in FAIRNESS:
+            raise LocalError(
+                f"nothing is assumed of the action '{action.name}'; add its kind to FAIRNESS, with a reason"
+            )
         treated, _ = FAIRNESS[kind]
         group = f"{who}: {kind}"
         if kind in self._ignored:

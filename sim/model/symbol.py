@@ -10,8 +10,8 @@ common is computed once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Protocol, TypeVar
 
 from fsm.errors import LocalError
 from sim.model.form import VALUE_BITS_MAX, Action, Clause, Fields, Model, apply, describe, holds
@@ -297,6 +297,40 @@ class Table:
 
     def _error(self, what: str, text: str) -> LocalError:
         return LocalError(f"model '{self.model.name}', {what}: {text}")
+
+
+class Shared(Protocol):
+    """A part of an expression, numbered, with the parts that it is made of."""
+
+    @property
+    def number(self) -> int:
+        """Its number; no other part has it."""
+
+    @property
+    def args(self) -> tuple[Any, ...]:
+        """What it is made of, of the same kind."""
+
+
+P = TypeVar("P", bound=Shared)
+
+
+def parts_of(roots: Iterable[P]) -> list[P]:
+    """Every part that the roots are made of, each once and after its arguments."""
+    order: list[P] = []
+    done: dict[int, bool] = {}
+    for root in roots:
+        stack = [root]
+        while stack:
+            part = stack[-1]
+            missing = [arg for arg in part.args if arg.number not in done]
+            if part.number in done:
+                stack.pop()
+            elif missing:
+                stack += missing
+            else:
+                done[part.number] = True
+                order.append(stack.pop())
+    return order
 
 
 # --- a whole model ---------------------------------------------------------------------------------------

@@ -11,7 +11,8 @@ from importlib import import_module
 from typing import Any
 
 from fsm.errors import LocalError
-from sim.vector.nodes import Node, parts_of
+from sim.model.symbol import parts_of
+from sim.vector.nodes import Node
 
 LANES = 64
 """Lanes of a group."""

@@ -21,10 +21,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sim.model.form import Model
-from sim.model.symbol import Table
+from sim.model.symbol import Table, parts_of
 from sim.vector.code import LANES, Code, available
 from sim.vector.expand import Expander
-from sim.vector.nodes import Node, Nodes, fields_of, parts_of
+from sim.vector.nodes import Node, Nodes, fields_of
 from sim.vector.pack import WORD_BITS, Packing, Slot
 from sim.vector.rows import Columns, size
 from sim.vector.store import Store

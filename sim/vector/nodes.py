@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from sim.model.symbol import CONST, FIELD, Symbol
+from sim.model.symbol import CONST, FIELD, Symbol, parts_of
 
 FLIPPED = {"gt": "lt", "ge": "le"}
 
@@ -258,25 +258,6 @@ def _bounds(op: str, a: Node, b: Node) -> tuple[int, int]:
         return 0, b.high - 1
     corners = [(x * y if op == "mul" else x // y) for x in (a.low, a.high) for y in (b.low, b.high)]
     return min(corners), max(corners)
-
-
-def parts_of(roots: Iterable[Node]) -> list[Node]:
-    """Every node that the roots are made of, each after its arguments."""
-    order: list[Node] = []
-    done: dict[int, bool] = {}
-    for root in roots:
-        stack = [root]
-        while stack:
-            node = stack[-1]
-            missing = [arg for arg in node.args if arg.number not in done]
-            if node.number in done:
-                stack.pop()
-            elif missing:
-                stack += missing
-            else:
-                done[node.number] = True
-                order.append(stack.pop())
-    return order
 
 
 def fields_of(roots: Iterable[Node]) -> list[str]:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.model.symbol import CONST, FIELD, Symbol
+from sim.model.symbol import CONST, FIELD, Symbol, parts_of
 from sim.vector.pack import Slot
 from sim.vector.rows import Columns
 
@@ -26,25 +26,6 @@ _UFUNCS: dict[str, Callable[..., Any]] = {
 
 Step = Callable[[list[Any], Columns, int], None]
 """Computes one symbol: from registers and columns, of so many rows."""
-
-
-def parts_of(roots: Iterable[Symbol]) -> list[Symbol]:
-    """Every symbol that the roots are made of, each after its arguments."""
-    order: list[Symbol] = []
-    done: dict[int, bool] = {}
-    for root in roots:
-        stack = [root]
-        while stack:
-            symbol = stack[-1]
-            missing = [arg for arg in symbol.args if arg.number not in done]
-            if symbol.number in done:
-                stack.pop()
-            elif missing:
-                stack += missing
-            else:
-                done[symbol.number] = True
-                order.append(stack.pop())
-    return order
 
 
 def number_type(symbols: Iterable[Symbol]) -> np.dtype[Any]:

@@ -15,9 +15,8 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from sim.model.form import Field
-from sim.model.symbol import CONST, FIELD, Symbol
+from sim.model.symbol import CONST, FIELD, Symbol, parts_of
 from sim.vector.pack import Slot
-from sim.vector.plan import parts_of
 from sim.vector_torch.device import Device, Tensor, Tensors
 from sim.vector_torch.nvrtc import Module, compile_cubin, find_nvrtc
 

@@ -13,9 +13,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from sim.model.symbol import CONST, FIELD, Symbol
+from sim.model.symbol import CONST, FIELD, Symbol, parts_of
 from sim.vector.pack import Slot
-from sim.vector.plan import number_type, parts_of
+from sim.vector.plan import number_type
 from sim.vector_torch.device import Device, Tensor, Tensors
 
 _CALLS = {

@@ -10,11 +10,11 @@ import pytest
 
 from fsm.errors import LocalError
 from sim.engines.agree import agree
-from sim.model.correspondence import MODEL_ONLY, bounds_of, kind_of, model_of
+from sim.model.correspondence import MODEL_ONLY, bounds_of, model_of
 from sim.model.form import Action
 from sim.model.projection import BLOCK_TABLE, CLAIM_TABLE, NOT_SHOWN, ROOM_TABLE
 from sim.model.protocol import BLOCK_FIELDS, CLAIM_FIELDS, ENTRIES, ROOM_FIELDS
-from sim.model.protocol_bounded import bounded
+from sim.model.protocol_bounded import bounded, kind_of
 from sim.model.protocol_rules import PROTOCOL_RULES
 from sim.scenario import Faults, Pool, RankCounts, Request, Scenario, Schedule
 

@@ -22,7 +22,6 @@ from sim.model.protocol_live import (
     ProtocolFairness,
     disturbed,
     good_end,
-    kind_of,
     live_model,
     promises,
 )
@@ -304,7 +303,7 @@ def test_something_is_assumed_of_every_action_and_said_why() -> None:
             treatment = ProtocolFairness(bounds)(action)
             assert (treatment.kind == FINITE) <= (not action.fair), action.name
     with pytest.raises(LocalError, match="nothing is assumed of the action 'r0: dance'"):
-        kind_of("r0: dance")
+        ProtocolFairness(bounds)(Action("r0: dance", lambda ops, view: True, lambda ops, view: {}))
 
 
 def test_faults_without_end_are_refused() -> None:

@@ -17,9 +17,9 @@ from fsm import kernel
 from fsm.kernel import Number, Ops
 from sim import zoo
 from sim.engines.check import check
-from sim.model.correspondence import MODEL_ONLY, as_the_world_does, kind_of, world_steps
+from sim.model.correspondence import MODEL_ONLY, as_the_world_does, world_steps
 from sim.model.form import Clause, Model, View
-from sim.model.protocol_bounded import Bounds, bounded
+from sim.model.protocol_bounded import Bounds, bounded, kind_of
 from sim.model.protocol_live import ProtocolFairness, live_model, promises
 from sim.model.variants import MODEL_VARIANTS
 from sim.scenario import Scenario
