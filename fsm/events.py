@@ -10,7 +10,7 @@ from typing import TypeAlias
 
 from msgspec import Struct
 
-from fsm.messages import BlockRef, Epoch
+from fsm.messages import BlockRef, Epoch, Message
 
 
 class Event(Struct, frozen=True, gc=False, tag_field="event", omit_defaults=True):
@@ -150,8 +150,24 @@ class Audited(Event, frozen=True, gc=False, tag="audited", omit_defaults=True):
     text: str
 
 
+class Sent(Event, frozen=True, gc=False, tag="sent", omit_defaults=True):
+    """A process of this side handed a control message to the network. ``lost``: to one that is cut."""
+
+    side: str
+    message: Message
+    resend: bool = False
+    lost: bool = False
+
+
+class Received(Event, frozen=True, gc=False, tag="received", omit_defaults=True):
+    """A process of this side took a control message in. The same message may come more than once."""
+
+    side: str
+    message: Message
+
+
 class Note(Event, frozen=True, gc=False, tag="note", omit_defaults=True):
-    """Something to read, that no checker looks at: a message sent, received, lost; a fault."""
+    """Something to read, that no checker looks at: a message in words, a fault, a refusal."""
 
     kind: str
     text: str
@@ -171,6 +187,8 @@ AnyEvent: TypeAlias = (
     | Repeated
     | LedgerRefused
     | Audited
+    | Sent
+    | Received
     | Note
 )
 """Everything that can be seen of a run."""
