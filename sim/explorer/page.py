@@ -107,7 +107,8 @@ class Progress(Struct, frozen=True, omit_defaults=True):
 
     rank: int
     room: int
-    epoch: int
+    epoch: str
+    """Which attempt at the room this is: the receiver's boot id and a counter, such as ``"1.2"``."""
     granted: int = 0
     landed: int = 0
     watermark: int = 0
@@ -197,31 +198,48 @@ class Machine(Struct, frozen=True):
 
 
 class Edge(Struct, frozen=True, omit_defaults=True):
-    """A choice: the step that it takes (its ``number`` is 0) and the node after it. ``broken`` names the properties
-    that it breaks; nothing follows then."""
+    """A choice: the step that it takes and the node after it. ``broken`` names the properties that it breaks; nothing
+    follows then. Edges stand in the order of their sources, and of one source in the order in which it offers them."""
 
     source: int
     target: int
     choice: int
     """Index into :attr:`Graph.choices`."""
-    step: Step
+    step: int
+    """Index into :attr:`Graph.steps`."""
     broken: tuple[str, ...] = ()
     broken_text: str = ""
 
 
-class Graph(Struct, frozen=True):
-    """The states of a small scenario. Node 0 is the first state; ``path`` is the node after each step of the first run,
-    -1 once it has left the graph. ``complete``: every state is here; else only those up to ``depth`` steps."""
+class Standstill(Struct, frozen=True):
+    """A node where nothing can happen any more, and that is wrong."""
+
+    node: int
+    property: str
+    text: str
+
+
+class Graph(Struct, frozen=True, omit_defaults=True):
+    """The states of a small scenario. Node 0 is the first state. ``complete``: every state is here; else those that can
+    be reached from the first run by fewer than ``depth`` other choices, and not all of them at that distance."""
 
     nodes: int
+    expanded: int
+    """The choices of nodes below this number are here; those from it on were not looked into any more, so that nothing
+    is known of what follows them."""
+    steps: tuple[Step, ...]
+    """What the edges do, each written once. Their ``number`` is 0, and ``time_s`` is how long they take (in a run it is
+    the time of day)."""
     edges: tuple[Edge, ...]
     choices: tuple[str, ...]
     """Every action that some state offers, in words; those that a state does not offer are shown greyed."""
     path: tuple[int, ...]
+    """The node after each step of the first run, step 0 included; -1 once it has left the graph."""
     complete: bool
     depth: int
     ends: tuple[int, ...] = ()
     """Nodes where a run ends and nothing is wrong."""
+    standstills: tuple[Standstill, ...] = ()
 
 
 class Page(Struct, frozen=True):
