@@ -45,9 +45,9 @@ class Seen(Struct, frozen=True, tag="seen", tag_field="line"):
     event: AnyEvent
 
 
-class TraceHeader(Struct, frozen=True, tag="header", tag_field="line"):
+class TraceHeader(Struct, frozen=True, tag="header", tag_field="line", omit_defaults=True):
     """What was run: ``scenario`` is the whole of it as plain data, the variant included. ``engine`` is ``"worker"`` for
-    a real run; ``scenario`` then is the worker's configuration."""
+    a real run; ``scenario`` then is the worker's configuration, and the last fields say whose trace it is."""
 
     version: int
     engine: str
@@ -55,6 +55,16 @@ class TraceHeader(Struct, frozen=True, tag="header", tag_field="line"):
     machine: str = "flat"
     seed: int | None = None
     command: str = ""
+    side: str = ""
+    """``"receiver"`` or ``"sender"``; empty in a trace that no worker wrote."""
+    rank: int = -1
+    """Of its own side."""
+    boot_id: int = 0
+    """That the process began with."""
+    started_unix_s: float = 0.0
+    """Wall clock at the header: what the times of the lines count from, as that machine's clock had it."""
+    dropped: int = 0
+    """So many events were seen before the first line, and are not here: a ring holds the last ones only."""
 
 
 class TraceEnding(Struct, frozen=True, tag="ending", tag_field="line"):

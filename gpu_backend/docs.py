@@ -18,7 +18,7 @@ from typing import Final
 from fsm.errors import LocalError
 from gpu_backend import transports
 from gpu_backend.config import ReceiverWorkerConfig, SenderWorkerConfig, reference
-from gpu_backend.observe import METRIC_LABELS, METRICS
+from gpu_backend.metrics import METRIC_LABELS, METRICS
 from gpu_backend.transports import gloo, ordered, sliced
 from gpu_backend.transports.base import Traits
 from gpu_backend.transports.options import OPTIONS

@@ -1,4 +1,4 @@
-"""What can be seen of a worker: typed events, the checkers that read them, trace files, counters, metrics.
+"""What can be seen of a worker: typed events, the checkers that read them, trace files, counters.
 
 A worker tells its :class:`Observer` what it did, and the observer turns that into the events of ``fsm.events``, the
 same that the simulator emits. So one set of checkers (``fsm.invariants``) reads both, and a trace of a real run can
@@ -8,17 +8,15 @@ be read by the same tools. A worker sees its own side only: a receiver's events 
 Checkers remember what has ended, in a simulation for ever. A worker runs for months, so the memory of an epoch goes
 once ``KEEP_EPOCHS`` later ones have ended.
 
-Counters are plain numbers that only the worker's thread changes. Metrics are read from them when Prometheus asks
-(any thread), so they cost nothing in between.
+Counters are plain numbers that only the worker's thread changes; ``gpu_backend.metrics`` shows them to Prometheus.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-import weakref
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -38,15 +36,17 @@ from fsm.events import (
     Note,
     Overtaken,
     Progressed,
+    Received,
     Restarted,
+    Sent,
     StateChanged,
     Wrote,
 )
 from fsm.invariants import Monitors, Violation
-from fsm.messages import Epoch, Grant
+from fsm.messages import Epoch, Grant, Heartbeat, Message
 from fsm.ranks import Agreed
 from fsm.states import State
-from fsm.trace import TRACE_VERSION, Seen, TraceEnding, TraceHeader
+from fsm.trace import TRACE_VERSION, WORKER, Seen, TraceEnding, TraceHeader
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +103,7 @@ class Checks:
 class TraceWriter:
     """Events as JSON Lines. A disk that fails ends the trace, with a line in the log, and never the worker."""
 
-    def __init__(self, path: str, scenario: dict[str, Any]) -> None:
+    def __init__(self, path: str, header: TraceHeader) -> None:
         """Raises :class:`LocalError` if the file cannot be made."""
         self.path = path
         self.lines = 0
@@ -115,7 +115,7 @@ class TraceWriter:
         self._bytes = 0
         self._encode = msgspec.json.Encoder().encode
         self._flushed_at = 0.0
-        self._put(TraceHeader(version=TRACE_VERSION, engine="worker", scenario=scenario))
+        self._put(header)
 
     def write(self, at_s: float, event: AnyEvent) -> None:
         """Add an event."""
@@ -193,12 +193,12 @@ class Observer:
         *,
         checks: bool = False,
         trace: str = "",
-        scenario: dict[str, Any] | None = None,
+        header: TraceHeader | None = None,
         sees_all_ranks: bool = False,
         undisturbed: bool = False,
     ) -> None:
         self.checks = Checks() if checks else None
-        self.trace = TraceWriter(trace, scenario or {}) if trace else None
+        self.trace = TraceWriter(trace, header or TraceHeader(TRACE_VERSION, WORKER, {})) if trace else None
         self.listeners: list[Callable[[AnyEvent], None]] = []
         self.sees_all_ranks = sees_all_ranks
         self.undisturbed = undisturbed
@@ -209,7 +209,12 @@ class Observer:
     @property
     def active(self) -> bool:
         """Whether anybody looks at events; if not, none need be made."""
-        return self.checks is not None or self.trace is not None or bool(self.listeners)
+        return self.checks is not None or self.recording
+
+    @property
+    def recording(self) -> bool:
+        """Whether anybody but the checkers looks."""
+        return self.trace is not None or bool(self.listeners)
 
     def emit(self, at_s: float, event: AnyEvent) -> list[Violation]:
         """Show an event to everybody. Returns what it breaks."""
@@ -265,6 +270,11 @@ class Reporter:
         """Whether anybody looks at events."""
         return self.observer.active
 
+    @property
+    def recording(self) -> bool:
+        """Whether anybody but the checkers looks: they read neither messages nor notes."""
+        return self.observer.recording
+
     def emit(self, event: AnyEvent) -> None:
         """Pass an event on, and tell of what it breaks."""
         for violation in self.observer.emit(self._clock() - self._started_at, event):
@@ -284,7 +294,8 @@ class Reporter:
         self.counters.in_flight[State.BOOTSTRAPPING] += lanes
 
     def sent(self, effect: Send) -> None:
-        """A control message leaves."""
+        """A control message is about to leave. It is told before it does: what a peer has heard from a process that
+        was killed then stands in that one's trace, if the trace survives it whole."""
         counters, message = self.counters, effect.message
         counters.messages_sent += 1
         counters.resends += effect.resend
@@ -298,6 +309,13 @@ class Reporter:
                         message.capacity, message.blocks,
                     )
                 )  # fmt: skip
+        if self.recording and type(message) is not Heartbeat:
+            self.emit(Sent(self.side, message, effect.resend))
+
+    def received(self, message: Message) -> None:
+        """A control message is about to be handed to the lifecycles."""
+        if self.recording and type(message) is not Heartbeat:
+            self.emit(Received(self.side, message))
 
     def moved(self, effect: Moved) -> None:
         """A lifecycle took a transition."""
@@ -332,7 +350,7 @@ class Reporter:
 
     def note(self, kind: str, text: str) -> None:
         """Something to read."""
-        if self.observer.trace is not None or self.observer.listeners:
+        if self.recording:
             self.emit(Note(kind, text))
 
     # --- receiver -------------------------------------------------------------------------------------
@@ -418,155 +436,3 @@ def _decisions(effects: list[Effect], agreed: Agreed) -> tuple[tuple[int, str], 
             moves.append((grant.room, f"seq {grant.seq}: {grant.capacity} tokens from {grant.start}"))
     known = {room.room: room.known for room in agreed.rooms}
     return tuple([move for move in moves if move[1] != "fail" or known.get(move[0], True)])
-
-
-# Metrics --------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Stats:
-    """A worker at one moment: its counters, and what it holds."""
-
-    side: str
-    rank: int
-    boot_id: int
-    counters: Counters
-    rooms: int
-    waiting: int
-    """Receiver: requests that hold data and got no blocks in the last tick."""
-    blocks: dict[str, int]
-    """By state. At the sender: ``Free`` and ``Pinned``."""
-    free_result_tokens: int
-    under_way: int
-    """Copies out (receiver), writes (sender)."""
-    transport: dict[str, int]
-    """What the transport counts."""
-    rank_is_lost: bool = False
-    """Receiver: another rank is gone, and nothing can be submitted until the ranks have met again."""
-
-
-METRICS: Final[dict[str, str]] = {
-    "in_flight": "Requests that have not ended, by state",
-    "ended_total": "Requests that ended, by reason (NONE is Success)",
-    "tokens_total": "Tokens delivered (receiver) or written (sender)",
-    "bytes_total": "The same in bytes",
-    "grants_total": "Grants sent, the first of a request included",
-    "resumes_total": "Grants that go on with a request",
-    "resends_total": "Control messages sent again for want of an answer",
-    "messages_total": "Control messages, by what became of them",
-    "blocks": "Blocks of the pool, by state; Quarantined ones await a proof that nothing is written to them",
-    "waiting": "Requests that hold data and got no blocks in the last tick",
-    "under_way": "Copies out (receiver) or writes (sender) that have not ended",
-    "room_errors_total": "Exceptions and refusals that failed one request each",
-    "violations_total": "Properties of the protocol that were seen broken; anything but 0 is a defect",
-    "restarts_total": "Times that this sender went on under a new boot_id",
-    "free_result_tokens": "Receiver: tokens of result memory that are free; stays at 0 if results are not released",
-    "rank_is_lost": "Receiver: 1 while another rank of it is lost, and nothing can be submitted; else 0",
-    "transport_total": "What the transport counts, such as notices that it dropped; begins anew with a new boot_id",
-}
-"""Every metric by its name behind ``resumark_``, in words."""
-
-
-class Collector:
-    """What Prometheus reads: the stats of every worker that is shown in one registry; nothing is kept here."""
-
-    def __init__(self) -> None:
-        self.reads: dict[tuple[str, int], Callable[[], Stats]] = {}
-        """By side and rank. Never changed, but replaced: a scrape comes from any thread and takes no lock."""
-
-    def collect(self) -> Iterator[Any]:
-        """The metric families, as ``prometheus_client`` asks for them."""
-        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
-
-        seen = [(stats, _values(stats)) for stats in [read() for read in self.reads.values()]]
-        for name, meaning in METRICS.items():
-            label = METRIC_LABELS.get(name, "")
-            labels = ["side", "rank", *([label] if label else [])]
-            kind = CounterMetricFamily if name.endswith("_total") else GaugeMetricFamily
-            family = kind("resumark_" + name.removesuffix("_total"), meaning, labels=labels)
-            for stats, values in seen:
-                for value_label, value in values.get(name, {}).items():
-                    family.add_metric([stats.side, str(stats.rank), *([value_label] if label else [])], value)
-            yield family
-
-
-METRIC_LABELS: Final[dict[str, str]] = {
-    "in_flight": "state", "ended_total": "reason", "messages_total": "what", "blocks": "state",
-    "violations_total": "property", "transport_total": "what",
-}  # fmt: skip
-"""The label that a metric has beside ``side`` and ``rank``."""
-
-
-def _values(stats: Stats) -> dict[str, dict[str, float]]:
-    """Metric -> value of its label (empty: it has none) -> number."""
-    counters = stats.counters
-    plain: dict[str, float] = {
-        "tokens_total": counters.tokens, "bytes_total": counters.bytes, "grants_total": counters.grants,
-        "resumes_total": counters.resumes, "resends_total": counters.resends, "waiting": stats.waiting,
-        "under_way": stats.under_way, "room_errors_total": counters.room_errors, "restarts_total": counters.restarts,
-    }  # fmt: skip
-    if stats.side == "receiver":
-        plain |= {"free_result_tokens": stats.free_result_tokens, "rank_is_lost": float(stats.rank_is_lost)}
-    messages = {
-        "sent": counters.messages_sent, "received": counters.messages_received, "refused": counters.messages_refused,
-    }  # fmt: skip
-    live = {state: count for state, count in counters.in_flight.items() if state not in ("Success", "Failed")}
-    values: dict[str, dict[str, float]] = {name: {"": value} for name, value in plain.items()}
-    values |= {
-        "in_flight": dict(live), "ended_total": {"NONE": 0, **counters.ended}, "messages_total": dict(messages),
-        "blocks": dict(stats.blocks), "violations_total": {"none": 0, **counters.violations},
-        "transport_total": dict(stats.transport),
-    }  # fmt: skip
-    return values
-
-
-_shown_lock = threading.Lock()
-_shown: weakref.WeakKeyDictionary[Any, Collector] = weakref.WeakKeyDictionary()
-"""By registry. Prometheus takes a family of metrics from one collector only, so the workers of a process share it."""
-
-
-def _registry(registry: Any) -> Any:
-    try:
-        import prometheus_client
-    except ImportError:
-        raise LocalError("metrics: prometheus_client is not installed; pip install 'resumark[metrics]'") from None
-    return prometheus_client.REGISTRY if registry is None else registry
-
-
-def check_metrics(side: str, rank: int, registry: Any = None) -> None:
-    """Raises :class:`LocalError` if a worker of that side and rank cannot be shown: ``prometheus_client`` is not
-    installed, or another worker of this process is shown there under the same labels."""
-    collector = _shown.get(_registry(registry))
-    if collector is not None and (side, rank) in collector.reads:
-        raise LocalError(
-            f"metrics: {side} rank {rank} of this process is shown in that registry already; expected one worker for "
-            "each side and rank: close the other one, or show this one in a registry of its own, with show_metrics"
-        )
-
-
-def register_metrics(read: Callable[[], Stats], registry: Any = None) -> Callable[[], None]:
-    """Let Prometheus read a worker, beside others of this process. ``registry`` may be one's own; returns what takes
-    the worker out again.
-
-    Raises :class:`LocalError` as :func:`check_metrics` does.
-    """
-    registry = _registry(registry)
-    stats = read()
-    name = stats.side, stats.rank
-    with _shown_lock:
-        check_metrics(*name, registry)
-        collector = _shown.get(registry)
-        if collector is None:
-            collector = Collector()
-            registry.register(collector)
-            _shown[registry] = collector
-        collector.reads = {**collector.reads, name: read}
-
-    def unregister() -> None:
-        with _shown_lock:
-            collector.reads = {key: value for key, value in collector.reads.items() if key != name}
-            if not collector.reads and _shown.get(registry) is collector:
-                del _shown[registry]
-                registry.unregister(collector)
-
-    return unregister

@@ -342,8 +342,8 @@ def make_observer(plan: Plan, config: ReceiverWorkerConfig | SenderWorkerConfig,
     header = trace_header(config, boot_id, {"boot": boot, "seed": plan.seed, "model": plan.model.name})
     return Observer(
         checks=plan.checks,
-        trace=plan.trace_path(header["side"], config.ranks.rank, boot),
-        scenario=header,
+        trace=plan.trace_path(header.side, header.rank, boot),
+        header=header,
         undisturbed=plan.undisturbed,
     )
 

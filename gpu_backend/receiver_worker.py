@@ -29,7 +29,8 @@ from gpu_backend.config import ReceiverWorkerConfig, validate_config
 from gpu_backend.control import ControlClient, CurveKeys, Greeted, Hello, Received, Rejected, Side
 from gpu_backend.delivering import CopyKey, DeliveringWorker, Request
 from gpu_backend.layout import make_layout
-from gpu_backend.observe import Observer, Stats
+from gpu_backend.metrics import Stats
+from gpu_backend.observe import Observer
 from gpu_backend.outcomes import Delivery, Outcome
 from gpu_backend.pool import BlockPool
 from gpu_backend.process import ProcessIdentity
@@ -373,6 +374,7 @@ class ReceiverWorker(DeliveringWorker):
             if isinstance(incoming, Received):
                 room = getattr(incoming.message, "room", None)
                 self.reporter.counters.messages_received += 1
+                self.reporter.received(incoming.message)
                 self._perform(self.receiver.receive(incoming.message, self._now))
             elif isinstance(incoming, Side):
                 self.transport.on_message(incoming.boot_id, incoming.data)

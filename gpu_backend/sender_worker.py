@@ -30,7 +30,8 @@ from gpu_backend.config import SenderWorkerConfig, validate_config
 from gpu_backend.control import ControlServer, CurveKeys, Greeted, Hello, Received, Rejected, Side
 from gpu_backend.knocks import Knocks
 from gpu_backend.layout import DEEPSTACK, MROPE_POSITIONS, make_layout
-from gpu_backend.observe import Observer, Stats
+from gpu_backend.metrics import Stats
+from gpu_backend.observe import Observer
 from gpu_backend.outcomes import LaneOutcome, SenderOutcome
 from gpu_backend.pool import Payload, SourcePool, SourceView
 from gpu_backend.process import ProcessIdentity
@@ -371,6 +372,7 @@ class SenderWorker(Worker):
                 return
             if message.room not in self.sender.rooms:
                 self._knocks.keep(message, self._now)
+        self.reporter.received(message)  # of a REGISTER that came too early: once more when its room is submitted
         self._perform(self.sender.receive(message, self._now))
 
     def _introduce(self, message: Register) -> bool:
@@ -391,7 +393,7 @@ class SenderWorker(Worker):
                 message.room, message.epoch, self.rank, rank, NackCode.INCOMPATIBLE, "REGISTER", boot_id=self.boot_id,
                 detail=str(error)[:256],
             )  # fmt: skip
-            self.control.send(rank, nack)
+            self._do_send(Send(nack))
             return False
         return True
 

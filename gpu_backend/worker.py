@@ -28,9 +28,11 @@ from fsm.errors import LocalError
 from fsm.invariants import Violation
 from fsm.messages import Message
 from fsm.states import KVPoll, State, kv_poll
+from fsm.trace import TRACE_VERSION, WORKER, TraceHeader
 from gpu_backend.config import ReceiverWorkerConfig, SenderWorkerConfig, plain_config
 from gpu_backend.hello import Hello, Incoming
-from gpu_backend.observe import Observer, Reporter, Stats, check_metrics, register_metrics
+from gpu_backend.metrics import Stats, check_metrics, register_metrics
+from gpu_backend.observe import Observer, Reporter
 from gpu_backend.process import Owner
 
 log = logging.getLogger(__name__)
@@ -137,16 +139,17 @@ class Ending(NamedTuple):
 
 def trace_header(
     config: ReceiverWorkerConfig | SenderWorkerConfig, boot_id: int, run: Mapping[str, Any] | None = None
-) -> dict[str, Any]:
-    """What stands in the header of a worker's trace, whoever made the worker. ``run``: what a run of requests that
-    were made up is told besides; empty for a worker alone.
+) -> TraceHeader:
+    """The header of a worker's trace, whoever made the worker. ``run``: what a run of requests that were made up is
+    told besides; empty for a worker alone.
 
     ``boot_id`` is the one that the process began with; receiver ranks agree on the largest of theirs.
     """
-    return {
-        "side": "receiver" if isinstance(config, ReceiverWorkerConfig) else "sender", "rank": config.ranks.rank,
-        "boot_id": boot_id, "started_unix_s": time.time(), "config": plain_config(config), "run": dict(run or {}),
-    }  # fmt: skip
+    return TraceHeader(
+        TRACE_VERSION, WORKER, {"config": plain_config(config), "run": dict(run or {})},
+        side="receiver" if isinstance(config, ReceiverWorkerConfig) else "sender", rank=config.ranks.rank,
+        boot_id=boot_id, started_unix_s=time.time(),
+    )  # fmt: skip
 
 
 WorkerT = TypeVar("WorkerT", bound="Worker")
@@ -182,7 +185,7 @@ class Worker:
         if options.metrics:
             check_metrics(self.side, self.rank)  # before anything is opened
         self.observer = observer or Observer(
-            checks=options.checks, trace=options.trace, scenario=trace_header(config, boot_id)
+            checks=options.checks, trace=options.trace, header=trace_header(config, boot_id)
         )
         self.reporter = Reporter(self.observer, self.side, receiver_rank, clock, self._on_violation)
 

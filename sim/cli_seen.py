@@ -45,9 +45,10 @@ def replay_seen(trace: Trace, path: Path, *, json: bool) -> None:
 
 
 def _answer(trace: Trace, judged: Judged, path: Path, command: str, exit_code: int) -> dict[str, Any]:
+    header = trace.header
     return {
         "trace": str(path),
-        "engine": trace.header.engine,
+        "engine": header.engine,
         "verdict": "violated" if judged.violations else "holds",
         "violations": [
             {"property": found.violation.property, "event": found.number, "text": found.violation.text}
@@ -55,7 +56,10 @@ def _answer(trace: Trace, judged: Judged, path: Path, command: str, exit_code: i
         ],
         "events": judged.events,
         "ended": judged.ended,
-        "worker": msgspec.to_builtins(trace.header.scenario),
+        "worker": {
+            "side": header.side, "rank": header.rank, "boot_id": header.boot_id,
+            "started_unix_s": header.started_unix_s, **msgspec.to_builtins(header.scenario),
+        },
         "exit_code": exit_code,
         "command": command,
     }

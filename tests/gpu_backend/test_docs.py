@@ -23,7 +23,7 @@ from gpu_backend import docs, transports
 from gpu_backend.config import ReceiverWorkerConfig, SenderWorkerConfig, parse_config
 from gpu_backend.control import CurveKeys
 from gpu_backend.layout import make_layout
-from gpu_backend.observe import METRICS
+from gpu_backend.metrics import METRICS
 from gpu_backend.pool import BlockPool, SourcePool
 from gpu_backend.transports.base import ReceiverTransport, SenderTransport
 from gpu_backend.transports.in_process import Fabric

@@ -10,13 +10,15 @@ from typing import Any
 
 import pytest
 
+from fsm.effects import Send
 from fsm.errors import LocalError
-from fsm.events import AnyEvent, Delivered, Finished, Note, StateChanged, Wrote
-from fsm.messages import Epoch
+from fsm.events import AnyEvent, Delivered, Finished, Note, Received, Sent, StateChanged, Wrote
+from fsm.messages import Epoch, Heartbeat, Register
 from fsm.states import State
-from fsm.trace import parse_trace
+from fsm.trace import TRACE_VERSION, WORKER, TraceHeader, parse_trace
 from gpu_backend.config import ObserveConfig
-from gpu_backend.observe import METRICS, Checks, Observer, TraceWriter
+from gpu_backend.metrics import METRICS
+from gpu_backend.observe import Checks, Observer, Reporter, TraceWriter
 from gpu_backend.transports.in_process import Fabric
 from tests.gpu_backend.kit_workers import Pair, payload_of, receiver_config, sender_config
 
@@ -84,7 +86,7 @@ def test_a_trace_of_a_worker_can_be_read_back(tmp_path: Path) -> None:
     """Header, every event in order with its time, ending; by the reader of simulated runs."""
     path = tmp_path / "run.jsonl"
     pair = Pair()
-    trace = TraceWriter(str(path), {"side": "receiver", "rank": 0})
+    trace = TraceWriter(str(path), TraceHeader(TRACE_VERSION, WORKER, {}, side="receiver", rank=0))
     pair.observer.trace = trace
     pair.sender.submit(1, payload_of(1, 20))
     pair.receiver.submit(1)
@@ -95,7 +97,7 @@ def test_a_trace_of_a_worker_can_be_read_back(tmp_path: Path) -> None:
     pair.observer.close()
     with path.open() as file:
         read = parse_trace(file, source=str(path))
-    assert read.header.engine == "worker" and read.header.scenario["side"] == "receiver"
+    assert read.header.engine == "worker" and (read.header.side, read.header.rank) == ("receiver", 0)
     assert [line.event for line in read.seen] == pair.events
     assert read.seen[-1].at_s == 0.25
     assert read.ending.property == ""
@@ -113,7 +115,7 @@ def test_a_worker_writes_the_trace_it_was_told_to_and_ends_it(tmp_path: Path) ->
         worker.reporter.note("remark", "here")
     with path.open() as file:
         read = parse_trace(file)
-    assert read.header.scenario["boot_id"] == worker.boot_id
+    assert (read.header.side, read.header.boot_id) == ("sender", worker.boot_id)
     assert read.header.scenario["config"]["layout"]["block_tokens"] == 4
     assert Note("remark", "here") in [line.event for line in read.seen]
     assert Finished("sender", 0, 1, None, State.FAILED, "ABORTED", 5) in [line.event for line in read.seen]
@@ -138,12 +140,13 @@ def test_a_trace_has_the_same_header_whoever_made_the_worker(tmp_path: Path) -> 
     headers = []
     for file in (tmp_path / "sender-0.jsonl", path):
         with file.open() as lines:
-            headers.append(parse_trace(lines).header.scenario)
+            headers.append(parse_trace(lines).header)
     of_run, of_own = headers
-    assert list(of_run) == list(of_own)
-    assert [of_run["boot_id"], of_own["boot_id"]] == [made.boot_id, own.boot_id]
-    assert list(of_run["config"]) == list(of_own["config"])
-    assert (of_run["run"], of_own["run"]) == ({"boot": 0, "seed": 3, "model": "tiny"}, {})
+    assert list(of_run.scenario) == list(of_own.scenario)
+    assert [(one.side, one.rank, one.boot_id) for one in headers] == [("sender", 0, w.boot_id) for w in (made, own)]
+    assert 0 < of_run.started_unix_s <= of_own.started_unix_s
+    assert list(of_run.scenario["config"]) == list(of_own.scenario["config"])
+    assert (of_run.scenario["run"], of_own.scenario["run"]) == ({"boot": 0, "seed": 3, "model": "tiny"}, {})
 
 
 def test_the_trace_names_the_first_violation_in_its_ending(tmp_path: Path) -> None:
@@ -182,6 +185,62 @@ def test_nobody_looks_then_no_event_is_made() -> None:
     heard = Observer()
     heard.listeners.append(lambda event: None)
     assert [observer.active for observer in (Observer(), heard, Observer(checks=True))] == [False, True, True]
+
+
+def test_every_message_is_told_by_both_ends_before_it_has_an_effect() -> None:
+    """So traces of two processes can be merged: a message leaves before it comes, and what it causes comes after."""
+    pair = Pair()
+    pair.sender.submit(1, payload_of(1, 20))
+    pair.receiver.submit(1)
+    pair.run_rooms([1])
+    pair.close()
+    sent = [event for event in pair.events if isinstance(event, Sent)]
+    received = [event for event in pair.events if isinstance(event, Received)]
+    kinds = [(event.side, type(event.message).__name__) for event in sent]
+    assert kinds[:5] == [
+        ("receiver", "Register"), ("sender", "RegisterAck"), ("sender", "Offer"), ("receiver", "Grant"),
+        ("sender", "Status"),
+    ]  # fmt: skip
+    assert [event.message for event in sent] == [event.message for event in received]
+    for leaves, comes in zip(sent, received, strict=True):
+        assert pair.events.index(leaves) < pair.events.index(comes) and leaves.side != comes.side
+    status = next(index for index, event in enumerate(pair.events) if event == received[4])
+    landed = next(index for index, event in enumerate(pair.events) if isinstance(event, Wrote))
+    assert status < landed
+
+
+def test_a_message_that_is_sent_again_says_so() -> None:
+    pair = Pair(undisturbed=False)
+    pair.receiver.submit(1)
+    pair.clock.now += 3.0
+    pair.run(lambda: any(isinstance(event, Sent) and event.resend for event in pair.events))
+    first, again = [event for event in pair.events if isinstance(event, Sent) and event.side == "receiver"][:2]
+    assert again == Sent("receiver", first.message, resend=True) and not first.resend
+    pair.close()
+
+
+def test_heartbeats_are_not_told() -> None:
+    """They say nothing about a request, and would fill a ring of the last events while nothing happens."""
+    events: list[AnyEvent] = []
+    observer = Observer()
+    observer.listeners.append(events.append)
+    reporter = Reporter(observer, "sender", -1, lambda: 0.0, lambda room, violation: None)
+    reporter.sent(Send(Heartbeat(1, 0, 0)))
+    reporter.received(Heartbeat(1, 0, 0))
+    assert events == [] and reporter.counters.messages_sent == 1
+
+
+def test_a_register_that_came_too_early_is_told_again_when_its_room_is_submitted() -> None:
+    """It was handed over twice: what follows the second time has a cause in the trace."""
+    pair = Pair()
+    pair.receiver.submit(1)
+    pair.run(lambda: any(isinstance(event, Received) for event in pair.events))
+    pair.sender.submit(1, payload_of(1, 20))
+    pair.run_rooms([1])
+    pair.close()
+    told = {kind: [event for event in pair.events if isinstance(event, kind)] for kind in (Sent, Received)}
+    sent, taken = ([event for event in told[kind] if isinstance(event.message, Register)] for kind in told)
+    assert len(taken) == len(sent) + 1 and len({event.message for event in taken}) == 1
 
 
 # --- counters and metrics --------------------------------------------------------------------------------

@@ -76,7 +76,7 @@ def test_replay_marks_what_broke_a_property_and_leaves_out_the_middle_of_a_long_
     assert "message 70" not in ran.out and "125 events more" in ran.out
     answer = json.loads(resumark("replay", file, "--json").out)
     assert answer["verdict"] == "violated" and answer["violations"][0]["event"] == 104
-    assert answer["worker"] == {"rank": 0} and answer["exit_code"] == 1
+    assert answer["worker"]["rank"] == 0 and answer["exit_code"] == 1
 
 
 def test_a_real_run_cannot_be_shrunk(tmp_path: Path) -> None:
