@@ -9,6 +9,7 @@ import msgspec
 from rich.table import Table
 
 from fsm.events import Event
+from fsm.messages import describe
 from fsm.trace import Trace
 from sim import render
 from sim.cli_common import command_line, exit_code_of, exit_with, output, print_json
@@ -27,6 +28,10 @@ def event_text(event: Event) -> str:
             value = f"{value[0]}.{value[1]}" if value is not None else None
         elif name == "blocks":
             value = " ".join(str(ref.block) for ref in value)
+        elif name == "message" and not isinstance(value, str):
+            value = describe(value)
+        elif value is False:
+            continue
         if value is not None and value != "":
             parts.append(f"{name}={value}")
     return " ".join(parts)
