@@ -17,13 +17,14 @@ from fsm.events import (
     Finished,
     Granted,
     LedgerRefused,
-    Note,
     Overtaken,
     Progressed,
     Repeated,
+    Sent,
     StateChanged,
     Wrote,
 )
+from fsm.messages import Nack, kind_of
 from fsm.states import BlockState, State
 from fsm.trace import Trace
 from sim import actions
@@ -59,9 +60,6 @@ _ACTION_WORDS = {
 
 _ON_MESSAGES = ("deliver", "duplicate", "delay", "drop", "poison", "heartbeat_loss")
 """Actions that are done to the next message of a channel."""
-
-_SENDING = {"send": "send", "resend": "resend", "lost": "lose"}
-"""Kinds of notes about messages, as verbs."""
 
 _RETOLD = ("GRANT", "STATUS", "REGISTER", "REGISTER_ACK", "OFFER", "HEARTBEAT")
 """Messages whose first sending says nothing that the columns do not say anyway."""
@@ -118,8 +116,17 @@ def _span(start: int, count: int) -> str:
     return f"[{start},{start + count})"
 
 
-Cell = list[tuple[str, str]]
-"""Words for one column, each with the room and lane it concerns (empty where there is only one)."""
+class Words(NamedTuple):
+    """Words for one column. ``prefix`` names the room and lane they concern (empty where there is only one); ``room``
+    is -1 where they concern none."""
+
+    prefix: str
+    text: str
+    room: int = -1
+
+
+Cell = list[Words]
+"""All that a column says of one step."""
 
 
 class Viewer:
@@ -142,7 +149,7 @@ class Viewer:
         now = Ledgers(world)
         for rank, cell in enumerate(self.receivers):
             for room, words in self.ledgers.changes(now, rank):
-                _put_in_order(cell, self._room(room), words)
+                _put_in_order(cell, Words(self._room(room), words, _number(room)))
         self.ledgers = now
         return StepView(number, said, tuple(map(_joined, self.senders)), tuple(map(_joined, self.receivers)))
 
@@ -168,11 +175,11 @@ class Viewer:
 
     def _tell(self, event: Any) -> None:
         kind = type(event)
-        if kind is Note:
-            self._note(event)
+        if kind is Sent:
+            self._sent(event)
         elif kind is Repeated:
             if event.changed:
-                self._column(event.target).append(("", f"duplicate: {event.changed}"))
+                self._column(event.target).append(Words("", f"duplicate: {event.changed}"))
         elif kind is StateChanged:
             if event.source != event.target:
                 self._says(event, str(event.target))
@@ -184,36 +191,36 @@ class Viewer:
         elif hasattr(event, "receiver_rank"):
             text = _receiver_text(event)
             if text:
-                self.receivers[event.receiver_rank].append((self._room(getattr(event, "room", None)), text))
+                room = getattr(event, "room", None)
+                self.receivers[event.receiver_rank].append(Words(self._room(room), text, _number(room)))
 
     def _says(self, event: StateChanged | Finished, text: str) -> None:
         if event.side == "receiver":
-            self.receivers[event.receiver_rank].append((self._room(event.room), text))
+            self.receivers[event.receiver_rank].append(Words(self._room(event.room), text, event.room))
         else:
             self._sender_says(event, text)
 
     def _sender_says(self, event: Any, text: str) -> None:
         sender = self.sender_of[event.receiver_rank]
         lane = f"r{event.receiver_rank}" if self.many_lanes[sender] else ""
-        self.senders[sender].append((f"{self._room(event.room)} {lane}".strip(), text))
+        self.senders[sender].append(Words(f"{self._room(event.room)} {lane}".strip(), text, event.room))
 
     def _column(self, who: str) -> Cell:
         """The column of "receiver 0" or "sender 1"."""
         side, rank = who.split()
         return (self.receivers if side == "receiver" else self.senders)[int(rank)]
 
-    def _note(self, event: Note) -> None:
-        who, arrow, text = event.text.partition(" -> ")
-        if not arrow or event.kind not in _SENDING:
+    def _sent(self, event: Sent) -> None:
+        message = event.message
+        kind = kind_of(message)
+        if kind in _RETOLD and not event.resend and not event.lost:
             return
-        message = text.split()[0]
-        if event.kind == "send" and message in _RETOLD:
-            return
-        found = re.search(r"\broom=(\d+)", text)
-        room = self._room(int(found.group(1))) if found else ""
-        code = re.search(r"\bcode=(\w+)", text)
-        words = f"{_SENDING[event.kind]} {message}" + (f" {code.group(1)}" if code else "")
-        self._column(who).append((room, words))
+        verb = "lose" if event.lost else "resend" if event.resend else "send"
+        code = f" {message.code}" if isinstance(message, Nack) else ""
+        room = getattr(message, "room", None)
+        rank = message.receiver_rank
+        cell = self.receivers[rank] if event.side == "receiver" else self.senders[self.sender_of[rank]]
+        cell.append(Words(self._room(room), f"{verb} {kind}{code}", _number(room)))
 
 
 def _message_room(world: World, action: Action) -> int | None:
@@ -227,28 +234,41 @@ def _message_room(world: World, action: Action) -> int | None:
     return getattr(message, "room", None)
 
 
-def _joined(cell: Cell) -> str:
-    """Words in the order of events; room and lane are named where they change."""
-    words: list[str] = []
-    last = ""
-    for prefix, text in cell:
-        if text.startswith("(") and words and prefix == last:
-            words[-1] += f" {text}"  # the reason for what stands before
+def told_together(cell: Cell) -> Cell:
+    """A column in the order of events; a reason stands with what it is the reason for."""
+    told: Cell = []
+    for words in cell:
+        if not words.text.startswith("("):
+            told.append(words)
+        elif told and told[-1].prefix == words.prefix:
+            told[-1] = told[-1]._replace(text=f"{told[-1].text} {words.text}")
         else:
-            text = text[1:-1] if text.startswith("(") else text
-            words.append(f"{prefix} {text}" if prefix and prefix != last else text)
+            told.append(words._replace(text=words.text[1:-1]))
+    return told
+
+
+def _joined(cell: Cell) -> str:
+    """A column as one text; room and lane are named where they change."""
+    texts: list[str] = []
+    last = ""
+    for prefix, text, _ in told_together(cell):
+        texts.append(f"{prefix} {text}" if prefix and prefix != last else text)
         last = prefix
-    return ", ".join(words)
+    return ", ".join(texts)
 
 
-def _put_in_order(cell: Cell, prefix: str, text: str) -> None:
+def _number(room: int | None) -> int:
+    return -1 if room is None else room
+
+
+def _put_in_order(cell: Cell, words: Words) -> None:
     """Blocks are freed after their copy, and before they are granted again; the rest comes last."""
     at = len(cell)
-    if text.startswith("free "):
-        copies = [i for i, (other, words) in enumerate(cell) if other == prefix and words.startswith("copy ")]
-        grants = [i for i, (_, words) in enumerate(cell) if words.startswith("grant ")]
+    if words.text.startswith("free "):
+        copies = [i for i, told in enumerate(cell) if told.prefix == words.prefix and told.text.startswith("copy ")]
+        grants = [i for i, told in enumerate(cell) if told.text.startswith("grant ")]
         at = copies[-1] + 1 if copies else (grants[0] if grants else at)
-    cell.insert(at, (prefix, text))
+    cell.insert(at, words)
 
 
 def _receiver_text(event: Any) -> str:

@@ -25,11 +25,17 @@ def token_value(request: int, token: int) -> int:
     return ((request + 1) << _SHIFT) | token
 
 
+def value_of(value: int) -> tuple[int, int]:
+    """The request and the token that a cell's content stands for."""
+    return (value >> _SHIFT) - 1, value & ((1 << _SHIFT) - 1)
+
+
 def value_text(value: int) -> str:
     """A cell's content in words."""
     if value == POISON:
         return "poison"
-    return f"token {value & ((1 << _SHIFT) - 1)} of request {(value >> _SHIFT) - 1}"
+    request, token = value_of(value)
+    return f"token {token} of request {request}"
 
 
 class Header(NamedTuple):

@@ -14,7 +14,7 @@ processes die.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from typing import Any
+from typing import Any, Protocol
 
 from fsm.allocators import Choices, make_allocator
 from fsm.blocks import BlockLedger
@@ -31,7 +31,9 @@ from fsm.events import (
     Note,
     Overtaken,
     Progressed,
+    Received,
     Repeated,
+    Sent,
     StateChanged,
 )  # fmt: skip
 from fsm.invariants import Monitors
@@ -54,9 +56,24 @@ AUDIT_ALWAYS_BLOCKS = 32
 """Up to this pool size the ledger is audited after every action; larger pools after every sixteenth, and at the end."""
 
 
+class Observer(Protocol):
+    """Looks on where no event tells which blocks are meant: told just before, it reads the world and changes
+    nothing."""
+
+    def write_begins(self, flight: Flight) -> None:
+        """A sender begins to write."""
+
+    def bytes_land(self, flight: Flight) -> None:
+        """The bytes of a write reach the memory that they were for, if it is still there."""
+
+    def copy_ends(self, rank: int, effect: CopyOut) -> None:
+        """Blocks have been copied out, or have been used where they are."""
+
+
 class World:
     """One run. ``rules`` are those in force; ``flat`` drives the lifecycles by flat lookup; ``notes`` also records what
-    is only worth reading (messages); ``arrive_any_time`` lets requests that come later come at any moment."""
+    is only worth reading (messages); ``arrive_any_time`` lets requests that come later come at any moment.
+    ``observer`` may be set at any time."""
 
     def __init__(
         self,
@@ -71,6 +88,7 @@ class World:
         self.rules = rules
         self.flat = flat
         self.notes = notes
+        self.observer: Observer | None = None
         self.arrive_any_time = arrive_any_time
         ranks = scenario.ranks
         plan = self.plan = plan_of(scenario)
@@ -310,7 +328,7 @@ class World:
     def deliver(self, channel: int, message: Message) -> None:
         """Hand a message to whom it is for."""
         if self.notes:
-            self._note("receive", f"{self.target_name(channel)} <- {describe(message)}")
+            self.events.append(Received("receiver" if channel % 2 else "sender", message))
         rank = channel // 2
         if channel % 2:
             self._from_receiver(rank, self.receivers[rank].receive(message, self.now))
@@ -355,16 +373,16 @@ class World:
             self._emit(
                 Granted(rank, message.room, message.epoch, message.seq, message.start, message.capacity, message.blocks)
             )
-        self._send(2 * rank, effect, f"receiver {rank}")
+        self._send(2 * rank, effect)
 
     def _sender_sends(self, rank: int, effect: Send) -> None:
-        self._send(2 * effect.message.receiver_rank + 1, effect, f"sender {rank}")
+        self._send(2 * effect.message.receiver_rank + 1, effect)
 
-    def _send(self, channel: int, effect: Send, who: str) -> None:
-        sent = self.network.send(channel, effect.message)
+    def _send(self, channel: int, effect: Send) -> None:
+        under_way = self.network.send(channel, effect.message)
         if self.notes:
-            how = "resend" if effect.resend else "send"
-            self._note(how if sent else "lost", f"{who} -> {describe(effect.message)}")
+            side = "sender" if channel % 2 else "receiver"
+            self.events.append(Sent(side, effect.message, effect.resend, not under_way))
 
     def _copy_out(self, rank: int, effect: CopyOut) -> None:
         if self.scenario.schedule.copy_lags:
@@ -374,6 +392,8 @@ class World:
 
     def end_copy(self, rank: int, effect: CopyOut) -> None:
         """A copy out has ended. What is compared is what the blocks hold now, at the very end of it."""
+        if self.observer is not None:
+            self.observer.copy_ends(rank, effect)
         request = self.receiving[effect.room, effect.epoch]
         memory = self.memories[rank]
         blocks = [ref.block for ref in effect.blocks]
@@ -395,6 +415,8 @@ class World:
         self.leases = self.leases[:index] + self.leases[index + 1 :]
         if self.incarnations[rank] != incarnation:
             return
+        if self.observer is not None:
+            self.observer.copy_ends(rank, effect)
         request = self.receiving[effect.room, effect.epoch]
         wrong = self.memories[rank].wrong([ref.block for ref in effect.blocks], request, effect.start, effect.tokens)
         if wrong:
@@ -468,6 +490,8 @@ class World:
             self.senders[rank].boot_id, born if grant.epoch.boot_id >= born else GONE, False, False,
             not self.scenario.schedule.notice_lags,
         )  # fmt: skip
+        if self.observer is not None:
+            self.observer.write_begins(flight)
         if self.scenario.schedule.status_lags_data and not self.scenario.schedule.data_lags_status:
             writes.put(self, flight)
             flight = flight._replace(landed=True)

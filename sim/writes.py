@@ -81,6 +81,8 @@ def _tell_sender(world: World, flight: Flight) -> None:
 
 def put(world: World, flight: Flight) -> None:
     """The bytes are in memory."""
+    if world.observer is not None:
+        world.observer.bytes_land(flight)
     grant = flight.grant
     rank = grant.receiver_rank
     if world.incarnations[rank] != flight.incarnation:

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from fsm.errors import LocalError
-from fsm.events import Finished, Granted, Note
+from fsm.events import Finished, Granted, Note, Received, Sent
 from fsm.invariants import Violation
 from fsm.rules import Rules
 from fsm.states import State
@@ -91,7 +91,7 @@ class RunLog:
 
 def without_notes(events: list[Any]) -> list[Any]:
     """The events that a run without notes has."""
-    return [event for event in events if type(event) is not Note]
+    return [event for event in events if type(event) not in (Note, Sent, Received)]
 
 
 def is_over(world: World, course: list[Action]) -> bool:

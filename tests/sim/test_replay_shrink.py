@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from fsm.errors import LocalError
-from fsm.events import Note
+from fsm.events import Note, Received, Sent
 from fsm.invariants import LIVENESS
 from fsm.trace import Pick, Step, Trace, TraceEnding, dump_trace, parse_trace
 from sim import zoo
@@ -70,8 +70,9 @@ def test_notes_are_for_reading_and_leave_the_digest_alone() -> None:
     trace = recorded(1)
     with_notes, without = replay(trace), replay(trace, notes=False)
     assert with_notes.digest == without.digest
-    assert any(type(event) is Note for done in with_notes.steps for event in done.events)
-    assert not any(type(event) is Note for done in without.steps for event in done.events)
+    for kind in (Note, Sent, Received):
+        assert any(type(event) is kind for done in with_notes.steps for event in done.events)
+        assert not any(type(event) is kind for done in without.steps for event in done.events)
 
 
 def test_the_header_holds_the_whole_scenario() -> None:
