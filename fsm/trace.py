@@ -2,6 +2,7 @@
 
 A run of the simulator is told by its steps, which say all. A run of real workers cannot be told so; there a line is
 an event that was seen (:class:`Seen`), in the order in which one process saw them. Both are read by the same checkers.
+A worker may keep the last of its lines only, in a ring (``fsm.ring``); whoever reads a trace file reads either.
 
 The header holds all that is needed to run it again; a step holds the action taken and every pick that was made inside
 it, with the number of options there were. A replay compares all of that, so that a trace that no longer fits the code
@@ -18,6 +19,7 @@ from msgspec import Struct
 
 from fsm.errors import LocalError
 from fsm.events import AnyEvent
+from fsm.ring import is_ring, read_ring
 
 TRACE_VERSION = 1
 
@@ -110,7 +112,23 @@ def dump_line(line: Line) -> str:
     return msgspec.json.encode(line).decode() + "\n"
 
 
-def parse_trace(lines: Iterable[str], *, source: str = "<trace>") -> Trace:
+def parse_trace_bytes(data: bytes, *, source: str = "<trace>") -> Trace:
+    """Read what a trace file holds, be it JSON Lines or a ring. Raises :class:`LocalError` as :func:`parse_trace` does.
+
+    The header of a ring says how many events were seen before the first that it still holds.
+    """
+    if is_ring(data):
+        ring = read_ring(data, source=source)
+        trace = parse_trace([ring.header, *ring.lines], source=source)
+        return trace._replace(header=msgspec.structs.replace(trace.header, dropped=ring.dropped))
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise LocalError(f"{source}: cannot be read: {error}; expected JSON Lines in UTF-8, or a ring") from None
+    return parse_trace(text.split("\n"), source=source)
+
+
+def parse_trace(lines: Iterable[str | bytes], *, source: str = "<trace>") -> Trace:
     """Read a trace. Raises :class:`LocalError` naming source, line and what was expected there."""
     header: TraceHeader | None = None
     ending: TraceEnding | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from fsm.errors import LocalError
-from fsm.trace import Trace, dump_trace, parse_trace
+from fsm.trace import Trace, dump_trace, parse_trace_bytes
 
 
 def write_trace(trace: Trace, path: Path) -> None:
@@ -14,9 +14,12 @@ def write_trace(trace: Trace, path: Path) -> None:
 
 
 def read_trace(path: Path) -> Trace:
-    """Read a trace file. Raises :class:`LocalError` naming the file, and the line if it is one line that is wrong."""
+    """Read a trace file: JSON Lines, or a ring that a worker kept.
+
+    Raises :class:`LocalError` naming the file, and the line if it is one line that is wrong.
+    """
     try:
-        text = path.read_text(encoding="utf-8")
+        data = path.read_bytes()
     except (OSError, ValueError) as error:
         raise LocalError(f"{path}: cannot be read: {error}") from None
-    return parse_trace(text.split("\n"), source=str(path))
+    return parse_trace_bytes(data, source=str(path))
