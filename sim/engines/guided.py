@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fsm.allocators import Choices
 from fsm.errors import LocalError
 from fsm.invariants import PROPERTIES, Violation
 from fsm.rules import Rules
@@ -83,10 +84,12 @@ def run_guided(
         data = {**scenario, "variant": {}}
         scenario = scenario_from_mapping(data, source="the scenario")
     rules = version_named(version) if isinstance(version, str) else version
-    return _GuidedRun(World(scenario, rules, flat=True, arrive_any_time=arrive_any_time), broken).go(steps)
+    return GuidedRun(World(scenario, rules, flat=True, arrive_any_time=arrive_any_time), broken).go(steps)
 
 
-class _GuidedRun:
+class GuidedRun:
+    """A run in the making. Whoever wants to look on overrides :meth:`apply` and :meth:`skip`."""
+
     def __init__(self, world: World, broken: str) -> None:
         self.world, self.broken = world, broken
         self.report = Report(world)
@@ -104,6 +107,7 @@ class _GuidedRun:
                 self._do(action, answers)
             else:
                 skipped.append(number)
+                self.skip(number)
         if not world.monitors.violations:
             self._fairly()
         world.audit()
@@ -114,10 +118,17 @@ class _GuidedRun:
         """Whether that property is broken (any, where none is named)."""
         return any(not property or found.property == property for found in self.world.monitors.violations)
 
+    def skip(self, number: int) -> None:
+        """Pass by a step that cannot be done here; they are numbered from 1."""
+
     def _do(self, action: Action, answers: Sequence[int] = ()) -> None:
-        actions.apply(self.world, action, Scripted(answers))
+        self.apply(action, Scripted(answers))
         self.report.take(self.world.events)
         self.count += 1
+
+    def apply(self, action: Action, choices: Choices) -> None:
+        """Let the world take a step."""
+        actions.apply(self.world, action, choices)
 
     def _fairly(self) -> None:
         """Everything that can happen, each in its turn, without faults."""
@@ -142,4 +153,4 @@ def guided_steps(steps: Sequence[Any]) -> list[tuple[Action, tuple[int, ...]]]:
     return [(step.action, tuple(pick.chosen for pick in step.picks)) for step in steps]
 
 
-__all__ = ["Guided", "guided_steps", "run_guided", "version_named"]
+__all__ = ["Guided", "GuidedRun", "guided_steps", "run_guided", "version_named"]

@@ -15,20 +15,16 @@ from typing import Any, NamedTuple
 
 from fsm.allocators import Choices
 from fsm.effects import CopyOut
-from fsm.events import Delivered, Finished, Granted, Progressed, Received, Sent, StateChanged, Wrote
-from fsm.messages import Epoch, Grant, Message, Nack, Offer, Status, describe, kind_of
-from fsm.reasons import Reason
+from fsm.events import Granted, Received, Sent
+from fsm.messages import Epoch, Message, describe
 from fsm.rules import PROTOCOL
-from fsm.states import TERMINAL
 from sim import actions
 from sim.cli_view import FAULTS, Viewer, blocks_text, told_together
-from sim.explorer.page import Arrow, Block, Lane, Lifecycle, Pool, Progress, Request, Said, Step, Touch
+from sim.explorer.fold import Folded, message_label, sorted_items, span_text
+from sim.explorer.page import Arrow, Block, Lane, Pool, Request, Said, Step, Touch
 from sim.flight import Flight
 from sim.memory import POISON, value_of
 from sim.world import Action, World
-
-Spans = tuple[tuple[int, int], ...]
-"""Stretches of tokens, from (inclusive) and to (exclusive), in order and apart from each other."""
 
 
 class _Given(NamedTuple):
@@ -40,41 +36,6 @@ class _Given(NamedTuple):
     start: int
     tokens: int
     written: bool
-
-
-def span_text(start: int, count: int) -> str:
-    """Tokens, as everywhere: from (inclusive) to (exclusive)."""
-    return f"[{start},{start + count})"
-
-
-def epoch_text(epoch: Epoch | None) -> str:
-    """An epoch as the page names it."""
-    return "" if epoch is None else f"{epoch[0]}.{epoch[1]}"
-
-
-def with_span(spans: Spans, start: int, end: int) -> Spans:
-    """The stretches with one more, those that touch drawn together."""
-    apart = [span for span in spans if span[1] < start or end < span[0]]
-    near = [span for span in spans if not (span[1] < start or end < span[0])]
-    low = min([start, *(span[0] for span in near)])
-    return tuple(sorted([*apart, (low, max([end, *(span[1] for span in near)]))]))
-
-
-def without_gap(spans: Spans) -> int:
-    """How many tokens from the first one on are there."""
-    return spans[0][1] if spans and spans[0][0] == 0 else 0
-
-
-def message_label(message: Message) -> str:
-    """A message, short: its kind, and the numbers that matter."""
-    kind = kind_of(message)
-    if isinstance(message, Grant):
-        return f"{kind} {message.seq} {span_text(message.start, message.capacity)}"
-    if isinstance(message, Status):
-        return f"{kind} {message.seq} {message.committed_tokens} of {message.total_tokens}"
-    if isinstance(message, Offer):
-        return f"{kind} {message.total_tokens}"
-    return f"{kind} {message.code}" if isinstance(message, Nack) else kind
 
 
 def lanes_of(world: World) -> tuple[Lane, ...]:
@@ -103,14 +64,13 @@ class Recorder:
         self.viewer = Viewer(world)
         rooms = [request.room for request in world.requests]
         self._twice = len(rooms) != len(dict.fromkeys(rooms))
+        self.time_is_relative = False
+        """Whether steps tell how long they take, and not when they are."""
         self._headers = world.rules != PROTOCOL
         self._size = world.scenario.pool.block_tokens
         self.blocks: list[list[Block]] = [[] for _ in world.receivers]
-        self.progress: dict[tuple[int, int], Progress] = {}
-        self.lifecycles: dict[tuple[str, int, int], Lifecycle] = {}
+        self.folded = Folded(world.sender_of.__getitem__)
         self._given: dict[tuple[int, int], _Given] = {}
-        self._landed: dict[tuple[int, int], Spans] = {}
-        self._copied: dict[tuple[int, int], Spans] = {}
         self._sources: list[list[tuple[Any, ...]]] = [[] for _ in world.receivers]
         self._arrows: list[tuple[int, Arrow]] = []
         self._touches: list[Touch] = []
@@ -125,12 +85,14 @@ class Recorder:
     def step(self, number: int, action: Action, choices: Choices) -> Step:
         """Take a step of the world's course, or a fault, and tell it."""
         world = self.world
-        text = self.viewer.words(world, action, actions.describe_action(world, action)).removeprefix("! ")
+        text, began_s = self.words(action), world.now
         under_way, flights = _under_way(world), world.flights
         self._before(action)
         actions.apply(world, action, choices)
         if action[0] == "time":
             text = f"clock leaps to {world.now:g}"
+            if self.time_is_relative:
+                text = f"clock leaps by {world.now - began_s:g}"
         if action[0] == "partition":
             for channel, message in under_way:
                 self._message(0, "lose", channel, message)
@@ -138,16 +100,24 @@ class Recorder:
             self._bytes(0, "lose", flights[action[1]])
         return self._tell(number, action[0], text, fault=action[0] in FAULTS)
 
+    def words(self, action: Action) -> str:
+        """What is about to be done, short, as ``resumark replay`` says it."""
+        if action[0] == "time":
+            return "clock leaps to the next timer"
+        return self.viewer.words(self.world, action, actions.describe_action(self.world, action)).removeprefix("! ")
+
     def _tell(self, number: int, kind: str, text: str, *, fault: bool = False) -> Step:
         """All that has changed since it was told last."""
         world = self.world
         self.viewer.view(number, text, world)
-        blocks, progress, lifecycles = self._take_events()
+        self._take_events()
+        blocks = self._changed_blocks()
+        progress, lifecycles = self.folded.take_told()
         said = [*self._said, *self._words()]
         arrows = [arrow for _, arrow in sorted(self._arrows, key=lambda placed: placed[0])]
         step = Step(
             number, kind, text, float(world.now), fault, said=tuple(said), arrows=tuple(arrows), blocks=tuple(blocks),
-            touches=tuple(self._touches), progress=tuple(progress), lifecycles=tuple(lifecycles),
+            touches=tuple(self._touches), progress=progress, lifecycles=lifecycles,
         )  # fmt: skip
         self._arrows, self._touches, self._said = [], [], []
         return step
@@ -241,10 +211,10 @@ class Recorder:
 
     # --- events and differences -----------------------------------------------------------------------
 
-    def _take_events(self) -> tuple[list[Block], list[Progress], list[Lifecycle]]:
-        progress = self._new_rooms()
-        lifecycles = self._begun()
+    def _take_events(self) -> None:
+        self._begin()
         for place, event in enumerate(self.world.events):
+            self.folded.take(event)
             kind = type(event)
             if kind is Sent:
                 channel = 2 * event.message.receiver_rank + (event.side == "sender")
@@ -253,18 +223,21 @@ class Recorder:
                     self._message(place, "lose", channel, event.message)
             elif kind is Received:
                 self._spoilt(event)
-            elif kind is StateChanged or kind is Finished:
-                self._moved(event, lifecycles)
             elif kind is Granted:
                 self._granted(event)
-                progress += self._advanced(event, granted=event.start + event.capacity)
-            elif kind is Wrote:
-                progress += self._advanced(event, landed=self._more(self._landed, event))
-            elif kind is Progressed:
-                progress += self._advanced(event, watermark=event.tokens)
-            elif kind is Delivered:
-                progress += self._advanced(event, delivered=self._more(self._copied, event))
-        return self._changed_blocks(), progress, lifecycles
+
+    def _begin(self) -> None:
+        """Attempts and lifecycles that were not there before."""
+        for rank, receiver in enumerate(self.world.receivers):
+            for number, room in receiver.rooms.items():
+                self.folded.begin(rank, number, room.epoch)
+                self.folded.appear(f"receiver {rank}", rank, number, str(room.table.initial))
+        for rank, sender in enumerate(self.world.senders):
+            for number, sent in sender.rooms.items():
+                for lane in sent.lanes.values():
+                    name, to = f"sender {rank}", lane.receiver_rank
+                    if lane.live or (name, to, number) not in self.folded.lifecycles:
+                        self.folded.appear(name, to, number, str(lane.table.initial))
 
     def _spoilt(self, event: Received) -> None:
         """A message that was spoilt arrives as another than had left."""
@@ -273,86 +246,12 @@ class Recorder:
         if came and came[0].text != text:
             self._said.append(Said(came[0].target, came[0].room, f"spoilt on its way, it reads {text}"))
 
-    def _more(self, known: dict[tuple[int, int], Spans], event: Wrote | Delivered) -> int:
-        key = event.receiver_rank, event.room
-        current = self.progress.get(key)
-        if current is not None and current.epoch != epoch_text(event.epoch):
-            return -1
-        known[key] = with_span(known.get(key, ()), event.start, event.start + event.count)
-        return without_gap(known[key])
-
-    def _advanced(self, event: Any, **values: int) -> list[Progress]:
-        """The progress of a room with some numbers changed; nothing if it is news of an earlier attempt."""
-        key = event.receiver_rank, event.room
-        before = self.progress.get(key)
-        if before is None or before.epoch != epoch_text(event.epoch):
-            return []
-        numbers = {name: getattr(before, name) for name in ("granted", "landed", "watermark", "delivered")}
-        after = Progress(before.rank, before.room, before.epoch, **{**numbers, **values})
-        if after == before:
-            return []
-        self.progress[key] = after
-        return [after]
-
-    def _new_rooms(self) -> list[Progress]:
-        """Attempts that have begun: nothing of them is there yet."""
-        begun = []
-        for rank, receiver in enumerate(self.world.receivers):
-            for number, room in receiver.rooms.items():
-                known = self.progress.get((rank, number))
-                if known is None or known.epoch != epoch_text(room.epoch):
-                    begun.append(Progress(rank, number, epoch_text(room.epoch)))
-                    self.progress[rank, number] = begun[-1]
-                    self._landed.pop((rank, number), None)
-                    self._copied.pop((rank, number), None)
-        return begun
-
     def _granted(self, event: Granted) -> None:
         for index, ref in enumerate(event.blocks):
             tokens = max(0, min(self._size, event.capacity - index * self._size))
             key = event.receiver_rank, ref.block
             start = event.start + index * self._size
             self._given[key] = _Given(event.room, event.epoch, event.seq, start, tokens, False)
-
-    def _moved(self, event: StateChanged | Finished, told: list[Lifecycle]) -> None:
-        """A lifecycle has moved; how it ended is part of its last move."""
-        rank, room = event.receiver_rank, event.room
-        lane = f"receiver {rank}" if event.side == "receiver" else f"sender {self.world.sender_of[rank]}"
-        before = self.lifecycles.get((lane, rank, room))
-        if isinstance(event, StateChanged):
-            after = Lifecycle(lane, rank, room, str(event.target), str(event.source), event.cause)
-        else:
-            reason = "" if event.reason == Reason.NONE.name else event.reason
-            if before is None or before.state != event.state:
-                after = Lifecycle(lane, rank, room, str(event.state), before.state if before else "", "", reason)
-            elif reason:
-                after = Lifecycle(lane, rank, room, before.state, before.source, before.event, reason)
-                told[:] = [other for other in told if other is not before]
-            else:
-                return
-        self.lifecycles[lane, rank, room] = after
-        told.append(after)
-
-    def _begun(self) -> list[Lifecycle]:
-        """Lifecycles that have begun in this step, or begun again after they had ended."""
-        found = []
-        for lane, rank, room, initial in self._live():
-            known = self.lifecycles.get((lane, rank, room))
-            if known is None or known.state in TERMINAL:
-                found.append(Lifecycle(lane, rank, room, initial))
-                self.lifecycles[lane, rank, room] = found[-1]
-        return found
-
-    def _live(self) -> Iterable[tuple[str, int, int, str]]:
-        """What every live lifecycle began in."""
-        for rank, receiver in enumerate(self.world.receivers):
-            for number, room in receiver.rooms.items():
-                yield f"receiver {rank}", rank, number, str(room.table.initial)
-        for rank, sender in enumerate(self.world.senders):
-            for number, sent in sender.rooms.items():
-                for lane in sent.lanes.values():
-                    if lane.live or (f"sender {rank}", lane.receiver_rank, number) not in self.lifecycles:
-                        yield f"sender {rank}", lane.receiver_rank, number, str(lane.table.initial)
 
     def _changed_blocks(self) -> list[Block]:
         """Blocks whose record or content is not what was told last."""
@@ -419,21 +318,17 @@ class Recorder:
         """All that it has told so far, as far as it counts for what comes."""
         return (
             tuple([tuple(told) for told in self.blocks]), tuple([tuple(sources) for sources in self._sources]),
-            _items(self.progress), _items(self.lifecycles), _items(self._given), _items(self._landed),
-            _items(self._copied),
+            sorted_items(self._given), self.folded.save(),
         )  # fmt: skip
 
     def load(self, saved: Any) -> None:
         """Take on what ``save`` gave; the world must be in the state that it had then."""
-        blocks, sources, *tables = saved
+        blocks, sources, given, folded = saved
         self.blocks, self._sources = [list(told) for told in blocks], [list(known) for known in sources]
-        self.progress, self.lifecycles, self._given, self._landed, self._copied = (dict(table) for table in tables)
+        self._given = dict(given)
+        self.folded.load(folded)
         self._arrows, self._touches, self._said = [], [], []
         self.viewer = Viewer(self.world)
-
-
-def _items(table: dict[Any, Any]) -> tuple[Any, ...]:
-    return tuple(sorted(table.items(), key=lambda item: item[0]))
 
 
 def _goes_on(first: int, value: int, distance: int) -> bool:

@@ -13,8 +13,9 @@ from fsm.trace import Trace
 from sim.choices import Replayed
 from sim.engines.no_return import NoReturn
 from sim.engines.replay import scenario_of, world_of
+from sim.explorer.fold import span_text
 from sim.explorer.page import Machine, Mark, Move, Run, Step
-from sim.explorer.record import Recorder, lanes_of, pools_of, requests_of, span_text
+from sim.explorer.record import Recorder, lanes_of, pools_of, requests_of
 from sim.render import faults_text, variant_text, world_text
 from sim.scenario import Scenario
 from sim.world import World
