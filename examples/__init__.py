@@ -1,0 +1,1 @@
+"""Programs to copy from. None of them is installed; they run from a source tree."""

@@ -1,0 +1,1 @@
+"""Workers embedded in a scheduler loop: see README.md in this folder."""
