@@ -207,6 +207,20 @@ class ObserveConfig(Section, frozen=True, kw_only=True):
         bool, Meta(description="run the checkers of the protocol's properties on everything that happens")
     ] = False
     trace: Annotated[Text, Meta(description="write everything that happens to this file; empty = no trace")] = ""
+    trace_flush: Annotated[
+        Literal["second", "event"],
+        Meta(description="when that is handed to the system: once a second, or each event at once, to survive SIGKILL"),
+    ] = "second"
+    ring: Annotated[
+        Text, Meta(description="keep the last events in this file, which survives SIGKILL; empty = no such file")
+    ] = ""
+    ring_kib: Annotated[
+        int, Meta(ge=64, le=1 << 20, description="size of the ring, be it that file or kept for dumps")
+    ] = 1024
+    dump_dir: Annotated[
+        Text, Meta(description="where a request fails, write the last events into this directory; empty = do not")
+    ] = ""
+    dumps_max: Annotated[Positive, Meta(description="so many dumps of this worker are left there")] = 16
     metrics: Annotated[bool, Meta(description="show metrics to Prometheus (extra `metrics`)")] = False
 
 
@@ -427,6 +441,9 @@ def _check_together(config: ReceiverWorkerConfig | SenderWorkerConfig, problems:
     if pool.allocator not in ALLOCATORS:
         problems.append(f"pool.allocator: got {shown(pool.allocator)}, {advice(pool.allocator, [], ALLOCATORS)}")
     _check_transport(config, problems)
+    observe = config.observe
+    if observe.ring and observe.ring == observe.trace:
+        problems.append(f"observe.ring: got {shown(observe.ring)}, expected another file than observe.trace")
     if receiver and ranks.receivers > 1 and not ranks.store:
         problems.append(
             f'ranks.store: got "", expected "host:port": {ranks.receivers} receiver ranks must meet somewhere'

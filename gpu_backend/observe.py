@@ -1,9 +1,10 @@
-"""What can be seen of a worker: typed events, the checkers that read them, trace files, counters.
+"""What can be seen of a worker: typed events, the checkers that read them, and counters.
 
 A worker tells its :class:`Observer` what it did, and the observer turns that into the events of ``fsm.events``, the
-same that the simulator emits. So one set of checkers (``fsm.invariants``) reads both, and a trace of a real run can
-be read by the same tools. A worker sees its own side only: a receiver's events have no ``Executed``, a sender's no
-``Wrote``. Two workers in one process may share an observer, and then the checkers see everything.
+same that the simulator emits. So one set of checkers (``fsm.invariants``) reads both, and what a real run wrote down
+(``gpu_backend.recorder``) can be read by the same tools. A worker sees its own side only: a receiver's events have no
+``Executed``, a sender's no ``Wrote``. Two workers in one process may share an observer, and then the checkers see
+everything.
 
 Checkers remember what has ended, in a simulation for ever. A worker runs for months, so the memory of an epoch goes
 once ``KEEP_EPOCHS`` later ones have ended.
@@ -13,14 +14,12 @@ Counters are plain numbers that only the worker's thread changes; ``gpu_backend.
 
 from __future__ import annotations
 
-import logging
+import os
 import threading
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
-
-import msgspec
 
 from fsm.effects import Effect, Ended, Moved, Refused, Send, Watermark
 from fsm.errors import LocalError
@@ -43,21 +42,18 @@ from fsm.events import (
     Wrote,
 )
 from fsm.invariants import Monitors, Violation
-from fsm.messages import Epoch, Grant, Heartbeat, Message
+from fsm.messages import Abort, Epoch, Grant, Heartbeat, Message
 from fsm.ranks import Agreed
+from fsm.reasons import Reason
 from fsm.states import State
-from fsm.trace import TRACE_VERSION, WORKER, Seen, TraceEnding, TraceHeader
-
-log = logging.getLogger(__name__)
+from fsm.trace import TraceEnding
+from gpu_backend.recorder import Recorder
 
 KEEP_EPOCHS: Final = 8192
 """So many ended epochs are remembered by the checkers."""
 
 VIOLATIONS_MAX: Final = 100
 """So many violations are kept with their text; all are counted."""
-
-FLUSH_BYTES: Final = 1 << 16
-FLUSH_S: Final = 1.0
 
 
 class Checks:
@@ -100,64 +96,6 @@ class Checks:
         return sum(len(checker.memory) for checker in self._monitors.checkers)
 
 
-class TraceWriter:
-    """Events as JSON Lines. A disk that fails ends the trace, with a line in the log, and never the worker."""
-
-    def __init__(self, path: str, header: TraceHeader) -> None:
-        """Raises :class:`LocalError` if the file cannot be made."""
-        self.path = path
-        self.lines = 0
-        try:
-            self._file: Any = open(path, "wb")  # noqa: SIM115 (closed by close())
-        except OSError as error:
-            raise LocalError(f"observe.trace: cannot write {path!r}: {error.strerror or error}") from None
-        self._buffer: list[bytes] = []
-        self._bytes = 0
-        self._encode = msgspec.json.Encoder().encode
-        self._flushed_at = 0.0
-        self._put(header)
-
-    def write(self, at_s: float, event: AnyEvent) -> None:
-        """Add an event."""
-        self.lines += 1
-        self._put(Seen(at_s, event))
-
-    def tick(self, at_s: float) -> None:
-        """Flush if it is time to."""
-        if self._buffer and at_s - self._flushed_at >= FLUSH_S:
-            self._flushed_at = at_s
-            self.flush()
-
-    def flush(self) -> None:
-        """Hand everything to the operating system."""
-        buffer, self._buffer, self._bytes = self._buffer, [], 0
-        if self._file is None:
-            return
-        try:
-            self._file.write(b"".join(buffer))
-            self._file.flush()
-        except OSError as error:
-            log.error("trace %s ends here: %s", self.path, error)
-            self._file = None
-
-    def close(self, ending: TraceEnding) -> None:
-        """Write the ending and close; the second call does nothing."""
-        if self._file is None:
-            return
-        self._put(ending)
-        self.flush()
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-
-    def _put(self, line: Any) -> None:
-        data = self._encode(line) + b"\n"
-        self._buffer.append(data)
-        self._bytes += len(data)
-        if self._bytes >= FLUSH_BYTES:
-            self.flush()
-
-
 @dataclass
 class Counters:
     """What a worker has done so far. A receiver counts requests, a sender one lane for each receiver rank."""
@@ -181,7 +119,7 @@ class Counters:
 
 
 class Observer:
-    """Takes what a worker did, counts, and passes events to checkers, trace and listeners, if there are any.
+    """Takes what a worker did, and passes events to checkers, recorder and listeners, if there are any.
 
     ``sees_all_ranks``: every receiver rank tells this one observer, so that what they decide can be compared (I7).
     ``undisturbed``: no fault is made in this run, so that a failure is one of the protocol's (L1; for tests).
@@ -192,13 +130,12 @@ class Observer:
         self,
         *,
         checks: bool = False,
-        trace: str = "",
-        header: TraceHeader | None = None,
+        recorder: Recorder | None = None,
         sees_all_ranks: bool = False,
         undisturbed: bool = False,
     ) -> None:
         self.checks = Checks() if checks else None
-        self.trace = TraceWriter(trace, header or TraceHeader(TRACE_VERSION, WORKER, {})) if trace else None
+        self.recorder = recorder
         self.listeners: list[Callable[[AnyEvent], None]] = []
         self.sees_all_ranks = sees_all_ranks
         self.undisturbed = undisturbed
@@ -214,13 +151,13 @@ class Observer:
     @property
     def recording(self) -> bool:
         """Whether anybody but the checkers looks."""
-        return self.trace is not None or bool(self.listeners)
+        return self.recorder is not None or bool(self.listeners)
 
     def emit(self, at_s: float, event: AnyEvent) -> list[Violation]:
         """Show an event to everybody. Returns what it breaks."""
         with self._lock:
-            if self.trace is not None:
-                self.trace.write(at_s, event)
+            if self.recorder is not None:
+                self.recorder.write(at_s, event)
             for listener in self.listeners:
                 listener(event)
             found = self.checks.take(event) if self.checks is not None else []
@@ -230,17 +167,32 @@ class Observer:
 
     def tick(self, at_s: float) -> None:
         """Called in every poll."""
-        if self.trace is not None:
+        if self.recorder is not None:
             with self._lock:
-                self.trace.tick(at_s)
+                self.recorder.tick(at_s)
+
+    def failed(self, name: str, ending: TraceEnding) -> None:
+        """Something failed; at the end of the round the last events are dumped, if that is wanted."""
+        if self.recorder is not None:
+            with self._lock:
+                self.recorder.failed(name, ending)
+
+    def dump(self, path: str | os.PathLike[str]) -> bool:
+        """As :meth:`gpu_backend.recorder.Recorder.dump`; from any thread."""
+        if self.recorder is None:
+            raise LocalError("dump: no events are kept; expected observe.ring or observe.dump_dir")
+        with self._lock:
+            return self.recorder.dump(path)
 
     def close(self) -> None:
-        """End the trace; the second call does nothing."""
+        """End what is written down; the second call does nothing."""
         with self._lock:
+            if self.closed:
+                return
             self.closed = True
-            if self.trace is not None:
+            if self.recorder is not None:
                 first = self.violations[0] if self.violations else Violation("", "")
-                self.trace.close(TraceEnding(property=first.property, text=first.text))
+                self.recorder.close(TraceEnding(property=first.property, text=first.text))
 
 
 class Reporter:
@@ -264,6 +216,8 @@ class Reporter:
         self._clock = clock
         self._started_at = clock()
         self._broken = broken
+        self._peer_gave_up: dict[Epoch, None] = {}
+        """Epochs that the peer ended for another reason than its caller's wish."""
 
     @property
     def active(self) -> bool:
@@ -280,11 +234,16 @@ class Reporter:
         for violation in self.observer.emit(self._clock() - self._started_at, event):
             counts = self.counters.violations
             counts[violation.property] = counts.get(violation.property, 0) + 1
-            self._broken(getattr(event, "room", None), violation)
+            room = getattr(event, "room", None)
+            text = f"property {violation.property} is broken: {violation.text}"
+            self.observer.failed(
+                _dump_name(room, getattr(event, "epoch", None)), TraceEnding(violation.property, text)
+            )
+            self._broken(room, violation)
 
     def tick(self) -> None:
         """Called in every poll."""
-        if self.observer.trace is not None:
+        if self.observer.recorder is not None:
             self.observer.tick(self._clock() - self._started_at)
 
     # --- what both sides do ---------------------------------------------------------------------------
@@ -314,6 +273,10 @@ class Reporter:
 
     def received(self, message: Message) -> None:
         """A control message is about to be handed to the lifecycles."""
+        if type(message) is Abort and self.observer.recorder is not None and message.reason != Reason.ABORTED.name:
+            self._peer_gave_up[message.epoch] = None
+            if len(self._peer_gave_up) > KEEP_EPOCHS:
+                del self._peer_gave_up[next(iter(self._peer_gave_up))]
         if self.recording and type(message) is not Heartbeat:
             self.emit(Received(self.side, message))
 
@@ -340,6 +303,9 @@ class Reporter:
         counters = self.counters
         counters.in_flight[effect.state] -= 1
         counters.ended[effect.reason] = counters.ended.get(effect.reason, 0) + 1
+        if effect.state == State.FAILED and self._is_surprise(effect):
+            text = f"room {effect.room} ended Failed: {effect.reason}"
+            self.observer.failed(_dump_name(effect.room, effect.epoch), TraceEnding("", text))
         if self.active:
             self.emit(
                 Finished(
@@ -347,6 +313,11 @@ class Reporter:
                     total_tokens, self.observer.undisturbed,
                 )
             )  # fmt: skip
+
+    def _is_surprise(self, effect: Ended) -> bool:
+        """Whether a failure is worth a look: not if a caller ended the request, here or at the peer."""
+        gave_up = effect.epoch is not None and effect.epoch in self._peer_gave_up
+        return effect.reason != Reason.ABORTED.name and (effect.reason != Reason.PEER_ABORTED.name or gave_up)
 
     def note(self, kind: str, text: str) -> None:
         """Something to read."""
@@ -422,6 +393,13 @@ class Reporter:
         self.counters.in_flight = dict.fromkeys(map(str, State), 0)
         if self.active:
             self.emit(Restarted(receiver_ranks))
+
+
+def _dump_name(room: int | None, epoch: Epoch | None) -> str:
+    """What the dump of a request is called, behind the worker's name."""
+    if room is None:
+        return "worker"
+    return f"room{room}-{epoch.boot_id}.{epoch.counter}" if epoch is not None else f"room{room}-unknown"
 
 
 def _decisions(effects: list[Effect], agreed: Agreed) -> tuple[tuple[int, str], ...]:

@@ -30,6 +30,7 @@ from gpu_backend.payload import Content
 from gpu_backend.plan import ITEM_BYTES, Plan, Request
 from gpu_backend.pool import SourceView
 from gpu_backend.receiver_worker import ReceiverWorker
+from gpu_backend.recorder import Recorder
 from gpu_backend.sender_worker import SenderWorker
 from gpu_backend.worker import new_boot_id, trace_header
 from gpu_backend.workload import Positions, Prompt, prompt_positions
@@ -340,10 +341,10 @@ def make_observer(plan: Plan, config: ReceiverWorkerConfig | SenderWorkerConfig,
     """What watches a worker of this plan, which was started ``boot`` times before. Whoever makes the run closes it, and
     with it the trace."""
     header = trace_header(config, boot_id, {"boot": boot, "seed": plan.seed, "model": plan.model.name})
+    path = plan.trace_path(header.side, header.rank, boot)
     return Observer(
         checks=plan.checks,
-        trace=plan.trace_path(header.side, header.rank, boot),
-        header=header,
+        recorder=Recorder(header, trace=path) if path else None,
         undisturbed=plan.undisturbed,
     )
 

@@ -34,6 +34,7 @@ from gpu_backend.hello import Hello, Incoming
 from gpu_backend.metrics import Stats, check_metrics, register_metrics
 from gpu_backend.observe import Observer, Reporter
 from gpu_backend.process import Owner
+from gpu_backend.recorder import make_recorder
 
 log = logging.getLogger(__name__)
 
@@ -185,7 +186,7 @@ class Worker:
         if options.metrics:
             check_metrics(self.side, self.rank)  # before anything is opened
         self.observer = observer or Observer(
-            checks=options.checks, trace=options.trace, header=trace_header(config, boot_id)
+            checks=options.checks, recorder=make_recorder(options, trace_header(config, boot_id))
         )
         self.reporter = Reporter(self.observer, self.side, receiver_rank, clock, self._on_violation)
 
@@ -217,6 +218,14 @@ class Worker:
         self._check_usable("show_metrics")
         if self._unmetered is None:
             self._unmetered = register_metrics(self.stats, registry)
+
+    def dump(self, path: str | os.PathLike[str]) -> bool:
+        """Write the last events of this worker to a file, as a trace; may be called from any thread.
+
+        Returns whether that went well; if not, the log says why. Raises :class:`LocalError` if no events are kept
+        (neither ``observe.ring`` nor ``observe.dump_dir``), or this worker is closed.
+        """
+        return self.observer.dump(path)
 
     def _close_watching(self) -> None:
         if self._unmetered is not None:

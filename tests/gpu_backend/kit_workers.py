@@ -123,7 +123,10 @@ def sender_config(fabric: Fabric, **changes: Any) -> SenderWorkerConfig:
 
 
 class Pair:
-    """A sender and a receiver on one wire, one fabric, one clock and one observer that checks everything."""
+    """A sender and a receiver on one wire, one fabric, one clock and one observer that checks everything.
+
+    ``apart``: each has an observer of its own instead, made of its configuration.
+    """
 
     def __init__(
         self,
@@ -133,6 +136,7 @@ class Pair:
         allocator: Allocator | None = None,
         choices: Choices | None = None,
         undisturbed: bool = True,
+        apart: bool = False,
         receiver: dict[str, Any] | None = None,
         sender: dict[str, Any] | None = None,
     ) -> None:
@@ -140,17 +144,18 @@ class Pair:
         self.fabric = fabric or Fabric()
         self.wire = wire or Wire()
         self.observer = Observer(checks=True, undisturbed=undisturbed)
+        observer = None if apart else self.observer
         self.events: list[AnyEvent] = []
         self.observer.listeners.append(self.events.append)
         self.outcomes: dict[int, Outcome] = {}
         self.sender_outcomes: dict[int, SenderOutcome] = {}
         self.receiver = ReceiverWorker(
             receiver_config(self.fabric, **(receiver or {})), control=lambda hello: ClientEnd(self.wire, 0, hello),
-            clock=self.clock, observer=self.observer, allocator=allocator, choices=choices,
+            clock=self.clock, observer=observer, allocator=allocator, choices=choices,
         )  # fmt: skip
         self.sender = SenderWorker(
             sender_config(self.fabric, **(sender or {})), control=lambda hello: ServerEnd(self.wire, hello),
-            clock=self.clock, observer=self.observer,
+            clock=self.clock, observer=observer,
         )  # fmt: skip
 
     def step(self) -> None:

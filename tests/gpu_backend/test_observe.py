@@ -18,11 +18,17 @@ from fsm.states import State
 from fsm.trace import TRACE_VERSION, WORKER, TraceHeader, parse_trace
 from gpu_backend.config import ObserveConfig
 from gpu_backend.metrics import METRICS
-from gpu_backend.observe import Checks, Observer, Reporter, TraceWriter
+from gpu_backend.observe import Checks, Observer, Reporter
+from gpu_backend.recorder import Recorder
 from gpu_backend.transports.in_process import Fabric
 from tests.gpu_backend.kit_workers import Pair, payload_of, receiver_config, sender_config
 
 EPOCH = Epoch(7, 1)
+
+
+def recorder(**where: Any) -> Recorder:
+    """One of a receiver."""
+    return Recorder(TraceHeader(TRACE_VERSION, WORKER, {}, side="receiver", rank=0), **where)
 
 
 def ended(room: int, epoch: Epoch, side: str = "receiver", state: State = State.SUCCESS) -> list[AnyEvent]:
@@ -86,8 +92,7 @@ def test_a_trace_of_a_worker_can_be_read_back(tmp_path: Path) -> None:
     """Header, every event in order with its time, ending; by the reader of simulated runs."""
     path = tmp_path / "run.jsonl"
     pair = Pair()
-    trace = TraceWriter(str(path), TraceHeader(TRACE_VERSION, WORKER, {}, side="receiver", rank=0))
-    pair.observer.trace = trace
+    pair.observer.recorder = recorder(trace=str(path))
     pair.sender.submit(1, payload_of(1, 20))
     pair.receiver.submit(1)
     pair.clock.now += 0.25
@@ -151,7 +156,7 @@ def test_a_trace_has_the_same_header_whoever_made_the_worker(tmp_path: Path) -> 
 
 def test_the_trace_names_the_first_violation_in_its_ending(tmp_path: Path) -> None:
     path = tmp_path / "bad.jsonl"
-    observer = Observer(checks=True, trace=str(path))
+    observer = Observer(checks=True, recorder=recorder(trace=str(path)))
     observer.emit(1.0, Wrote(0, 1, EPOCH, 0, 0, 4, trespass="here"))
     observer.close()
     with path.open() as file:
@@ -161,7 +166,7 @@ def test_the_trace_names_the_first_violation_in_its_ending(tmp_path: Path) -> No
 def test_events_reach_the_disk_before_the_end(tmp_path: Path) -> None:
     """A worker that is killed leaves all but its last second."""
     path = tmp_path / "killed.jsonl"
-    observer = Observer(trace=str(path))
+    observer = Observer(recorder=recorder(trace=str(path)))
     observer.emit(1.0, Note("a", "b"))
     assert path.stat().st_size == 0
     observer.tick(2.5)
@@ -172,8 +177,8 @@ def test_events_reach_the_disk_before_the_end(tmp_path: Path) -> None:
 def test_a_trace_that_cannot_be_written(tmp_path: Path) -> None:
     """At the start it is an error that names the key; later it costs the trace, and nothing else."""
     with pytest.raises(LocalError, match=r"observe\.trace: cannot write"):
-        Observer(trace=str(tmp_path / "no" / "such" / "folder"))
-    observer = Observer(trace="/dev/full")
+        recorder(trace=str(tmp_path / "no" / "such" / "folder"))
+    observer = Observer(recorder=recorder(trace="/dev/full"))
     for number in range(2000):
         observer.emit(float(number), Note("filler", "x" * 100))
     observer.tick(1e9)
