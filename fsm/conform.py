@@ -1,0 +1,532 @@
+"""An acceptor: reads events in one causal order, and refuses the first that the protocol cannot do.
+
+It holds, for each epoch that lives, where the lifecycle of each side stands (:mod:`fsm.conform_lanes`). An event is
+accepted if the lifecycle table has a row for it, under guards that the kernel computes, and if what the protocol asks for
+beside the tables has happened: a grant is sent once its row was taken, a write begins once its grant came, a watermark
+is what a STATUS said, an answer follows what it answers. What comes in may come at any time and any number of times; it
+only makes more possible (R3, R8). All checkers of :mod:`fsm.invariants` see the same events.
+
+Where a precondition was not seen, it is inferred if :mod:`fsm.conform_gaps` has a reason why it may be missing, and
+counted; else that is the refusal. What an epoch needs is kept while it lives, and for the last ``KEEP_EPOCHS`` that have
+ended; so a trace of any length takes bounded memory.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, Final, NamedTuple, NoReturn
+
+from fsm import kernel
+from fsm.conform_gaps import Gaps, Process
+from fsm.conform_lanes import TABLES, Lane, ReceiverLane, SenderLane, rows_to, target_of
+from fsm.conform_messages import HEARD, MessageRules
+from fsm.conform_words import could_have, lane_text, why_refused
+from fsm.events import (
+    Delivered,
+    Executed,
+    Finished,
+    Granted,
+    Note,
+    Progressed,
+    Received,
+    Restarted,
+    Sent,
+    StateChanged,
+    Wrote,
+)
+from fsm.invariants import LIVENESS, Monitors, Violation
+from fsm.kernel import INT, UNKNOWN
+from fsm.messages import Epoch
+from fsm.states import TERMINAL, State
+
+KEEP_EPOCHS: Final = 8192
+"""So many epochs that have ended are remembered."""
+
+Key = tuple[int, int, Epoch]
+"""(receiver rank, room, epoch)"""
+
+
+class Refusal(NamedTuple):
+    """Why an event cannot be. ``rule`` as in ``docs/protocol.md``, or ``table``, or a property's name; ``state`` where
+    the model was, ``could`` what it could have done there, each in words; ``property`` what the rule guards ("" where it
+    is none of them)."""
+
+    rule: str
+    text: str
+    state: str
+    could: tuple[str, ...]
+    property: str = ""
+
+
+class Refused(Exception):  # noqa: N818 - it is an answer, not an error
+    """Raised by :meth:`Acceptor.take` for the first event that the protocol cannot do."""
+
+    def __init__(self, refusal: Refusal) -> None:
+        super().__init__(refusal.text)
+        self.refusal = refusal
+
+
+class Acceptor:
+    """Reads the events of some processes in one order. ``violations`` are those of liveness, which refuse nothing."""
+
+    def __init__(self, processes: Sequence[Process], *, keep_epochs: int = KEEP_EPOCHS) -> None:
+        self.gaps = Gaps(processes)
+        self.monitors = Monitors()
+        self.receivers: dict[Key, ReceiverLane] = {}
+        self.senders: dict[Key, SenderLane] = {}
+        self.violations: list[Violation] = []
+        self.process = processes[0] if processes else Process()
+        self.ended: dict[str, int] = {}
+        self._keep_epochs = keep_epochs
+        self._over: deque[tuple[str, Key]] = deque()
+        self._alike: dict[tuple[int, Epoch], tuple[int, int, int]] = {}
+        self.forgotten: dict[tuple[str, int], Epoch] = {}
+        """By side and receiver rank: the newest epoch of which nothing is remembered any more."""
+        messages = MessageRules(self)
+        self._handlers: dict[type[Any], Callable[[Any], None]] = {
+            StateChanged: self._changed, Granted: self._granted, Executed: self._executed, Wrote: self._wrote,
+            Progressed: self._progressed, Delivered: self._delivered, Finished: self._finished,
+            Restarted: self._restarted, Sent: messages.sent, Received: messages.received, Note: self._note,
+        }  # fmt: skip
+
+    def take(self, event: Any, process: Process) -> None:
+        """Accept the next event, which that process tells. Raises :class:`Refused`."""
+        self.process = process
+        handler = self._handlers.get(type(event))
+        if handler is not None:
+            handler(event)
+        else:
+            self.watch(event)
+
+    def watch(self, event: Any) -> None:
+        """Show an event to the checkers. Raises :class:`Refused` for one that breaks a safety property."""
+        monitors = self.monitors
+        monitors.take(event)
+        if monitors.violations:
+            found, monitors.violations = monitors.violations, []
+            for violation in found:
+                if violation.property not in LIVENESS:
+                    name, text = violation
+                    raise Refused(Refusal(name, text, self._state_of(event), self._could(event), name))
+                self.violations.append(violation)
+
+    def begin(self, process: Process) -> None:
+        """Another process of that side and rank goes on, with no memory of what was under way."""
+        if process.side == "sender":
+            ranks = process.served or tuple(sorted({key[0] for key in self.senders}))
+            self._restarted(Restarted(ranks))
+        elif process.side == "receiver":
+            for key in [key for key in self.receivers if key[0] == process.rank]:
+                self._forget("receiver", key, mark=False)
+
+    # --- lifecycles -----------------------------------------------------------------------------------
+
+    def _changed(self, event: StateChanged) -> None:
+        if event.epoch is None:
+            self._changed_unnamed(event)
+            return
+        side = event.side
+        key = event.receiver_rank, event.room, event.epoch
+        lane: Lane | None = self.receivers.get(key) if side == "receiver" else self.senders.get(key)
+        if lane is None:
+            lane = self.unseen(side, key, event, begins=event.source == State.BOOTSTRAPPING)
+        whole = lane.whole
+        if lane.state != event.source:
+            self._place(lane, event)
+        if side == "receiver":
+            self._before_receiver_row(lane, event, whole)  # type: ignore[arg-type]
+        else:
+            self._before_sender_row(lane, event, whole)  # type: ignore[arg-type]
+        if target_of(side, lane.state, event.cause, lane.facts(event.cause, event.target)) != event.target:
+            rule, text, property = why_refused(lane, event)
+            self.refuse(event, rule, text, property, lane)
+        if side == "receiver" and event.cause == "landed":
+            lane.handled = lane.watermark  # type: ignore[attr-defined]
+        lane.state = event.target
+        self.watch(event)
+
+    def _changed_unnamed(self, event: StateChanged) -> None:
+        """A lane that no receiver registered has no epoch; it can only fail."""
+        target = target_of(event.side, event.source, event.cause, None) if event.cause == "fail" else ""
+        if event.side != "sender" or event.source != State.BOOTSTRAPPING or target != event.target:
+            self.refuse(event, "R8", "without an epoch a lane of a sender can fail in Bootstrapping, and nothing else")
+        self.watch(event)
+
+    def _place(self, lane: Lane, event: StateChanged) -> None:
+        """The lane is elsewhere than the event says; its beginning may be missing."""
+        if not lane.state:
+            if event.source == State.BOOTSTRAPPING:
+                lane.begin()
+                return
+            why = self.gaps.own(self.process)
+            for source, cause, target in rows_to(lane.side, event.source):
+                self.gaps.infer(f"{lane.side}: {source} -> {target} ({cause})", why)
+            lane.state = event.source
+            return
+        if not lane.live:
+            text = f"it had ended in {lane.state}; nothing leads out of there"
+            self.refuse(event, "R8", text, "I4", lane)
+        property = "I6" if event.cause == "resume" else ""
+        self.refuse(event, "table", f"the lifecycle is in {lane.state}, not in {event.source}", property, lane)
+
+    def _before_receiver_row(self, lane: ReceiverLane, event: StateChanged, whole: bool) -> None:
+        cause = event.cause
+        if cause == "registered":
+            if not lane.boots:
+                text = "no REGISTER_ACK came that fits"
+                self.need_message("Received REGISTER_ACK", event, lane, text, "R8", whole=whole)
+        elif cause == "grant":
+            if lane.whole and not lane.first_grant_due():
+                self.refuse(event, "R3", f"grant 0 was given already (seq {lane.seq} is the newest)", "I6", lane)
+            lane.row = "grant"
+        elif cause == "resume":
+            lane.row = "resume"
+        else:
+            lane.row = ""
+
+    def _before_sender_row(self, lane: SenderLane, event: StateChanged, whole: bool) -> None:
+        cause = event.cause
+        if cause == "registered":
+            if not lane.heard & HEARD["REGISTER"]:
+                self.need_message("Received REGISTER", event, lane, "no REGISTER of this epoch came", "R8", whole=whole)
+        elif cause == "grant":
+            if not lane.grants:
+                self._grant_unseen(lane, event)
+            lane.row = "grant"
+        elif cause == "committed":
+            self._commit(lane, event)
+        else:
+            lane.row = ""
+
+    def _grant_unseen(self, lane: SenderLane, event: StateChanged) -> None:
+        """The grant came in a message that is not told: what the receiver says of it counts."""
+        text = f"no GRANT of seq {lane.executed + 1} came that this process may execute"
+        whole = lane.whole or lane.executed != UNKNOWN
+        self.need_message("Received GRANT", event, lane, text, "R3", "I6", whole=whole)
+        granted = self.receivers.get((event.receiver_rank, event.room, event.epoch))  # type: ignore[arg-type]
+        if granted is not None and granted.seq == lane.executed + 1:
+            lane.grants[granted.seq] = granted.start, granted.capacity
+
+    def _commit(self, lane: SenderLane, event: StateChanged) -> None:
+        if lane.state == State.TRANSFERRING and (lane.whole or lane.executed != UNKNOWN):
+            if lane.executed == UNKNOWN or lane.row:
+                self.refuse(event, "R3", "no grant was executed since the last was committed", "I6", lane)
+            if lane.status is None or lane.status[0] != lane.executed:
+                text = f"no STATUS of seq {lane.executed} was sent"
+                self.need_message("Sent STATUS", event, lane, text, "R3")
+        if event.target == State.SUCCESS and lane.total == UNKNOWN:
+            lane.total = lane.end  # the row itself tells
+        lane.committed = lane.end
+
+    # --- grants and bytes -----------------------------------------------------------------------------
+
+    def _granted(self, event: Granted) -> None:
+        key = event.receiver_rank, event.room, event.epoch
+        lane = self.receivers.get(key) or self.unseen("receiver", key, event)
+        assert isinstance(lane, ReceiverLane)
+        seq, start, capacity = event.seq, event.start, event.capacity
+        if lane.row != ("resume" if seq else "grant"):
+            self._grant_without_row(lane, event)
+        lane.row = ""
+        if lane.whole or lane.seq != UNKNOWN:
+            self._check_grant(lane, event)
+        elif seq:
+            self.gaps.infer("Granted", self.gaps.own(self.process), seq)
+        if not kernel.grant_fits(capacity, len(event.blocks), self.process.block_tokens or capacity):
+            text = f"{capacity} tokens do not fit into {len(event.blocks)} blocks of {self.process.block_tokens}"
+            self.refuse(event, "R3", text, "I1", lane)
+        alike = self._alike.get((event.room, event.epoch))
+        if alike is not None and alike[0] == seq and alike != (seq, start, capacity):
+            text = f"another rank granted {alike[2]} tokens from {alike[1]} as seq {seq}, this one {capacity} from {start}"
+            self.refuse(event, "R7", text, "I7", lane)
+        self._alike[event.room, event.epoch] = seq, start, capacity
+        lane.seq, lane.start, lane.capacity = seq, start, capacity
+        lane.open, lane.unsent, lane.word = True, True, UNKNOWN
+        lane.last_resume_at = lane.handled = start
+        self.watch(event)
+
+    def _grant_without_row(self, lane: ReceiverLane, event: Granted) -> None:
+        why = self.gaps.own(self.process) if not lane.state else ""
+        if why:
+            lane.state = str(State.RESUMING if event.seq else State.WAITING)
+            for source, cause, target in rows_to("receiver", lane.state):
+                self.gaps.infer(f"receiver: {source} -> {target} ({cause})", why)
+            if not event.seq:
+                self.gaps.infer(f"receiver: {State.WAITING} -> {State.WAITING} (grant)", why)
+            return
+        if event.seq == 0:
+            self.refuse(event, "table", "no row 'grant' was taken before it", "I6", lane)
+        if lane.last_resume_at != UNKNOWN and lane.seq > 0 and lane.last_resume_at == lane.handled:
+            text = f"watermark {lane.handled} was resumed already, as seq {lane.seq}"
+        else:
+            text = "no row 'resume' was taken before it"
+        self.refuse(event, "R2", text, "I6", lane)
+
+    def _check_grant(self, lane: ReceiverLane, event: Granted) -> None:
+        if event.seq != lane.seq + 1:
+            self.refuse(event, "R3", f"the next seq is {lane.seq + 1}, not {event.seq}", "I6", lane)
+        if event.start != lane.handled and lane.handled != UNKNOWN:
+            text = f"a grant starts at the watermark that was reached, {lane.handled}, not at {event.start}"
+            self.refuse(event, "R10", text, "I2", lane)
+        if event.seq and lane.total != UNKNOWN:
+            size = self.process.block_tokens * len(event.blocks) or event.capacity
+            most = kernel.grant_capacity(INT, lane.total - event.start, size, 1)
+            if event.capacity != most and (event.capacity > most or self.process.block_tokens):
+                text = f"{lane.total - event.start} tokens are missing and {len(event.blocks)} blocks are given: " \
+                    f"the capacity is {most}, not {event.capacity}"  # fmt: skip
+                self.refuse(event, "R3", text, "I1", lane)
+
+    def _executed(self, event: Executed) -> None:
+        key = event.receiver_rank, event.room, event.epoch
+        lane = self.senders.get(key) or self.unseen("sender", key, event)
+        assert isinstance(lane, SenderLane)
+        if not lane.row:
+            if lane.state:
+                text = f"seq {event.seq} was executed already" if event.seq <= lane.executed else "no row 'grant' was taken"
+                self.refuse(event, "R3", text, "I6", lane)
+            lane.state = str(State.TRANSFERRING)
+            for source, cause, target in rows_to("sender", lane.state):
+                self.gaps.infer(f"sender: {source} -> {target} ({cause})", self.gaps.own(self.process))
+        lane.row = ""
+        if not lane.is_next(event.seq):
+            self.refuse(event, "R3", f"the next seq is {lane.executed + 1}, not {event.seq}", "I6", lane)
+        if lane.committed not in (UNKNOWN, event.start):
+            text = f"a grant is executed from what was committed, {lane.committed}, not from {event.start}"
+            self.refuse(event, "R3", text, "I2", lane)
+        grant = lane.grants.get(event.seq)
+        if grant is not None:
+            self._check_execution(lane, grant, event)
+        elif lane.grants:
+            came = " ".join(map(str, lane.grants))
+            self.refuse(event, "R3", f"no GRANT of seq {event.seq} came, but of seq {came}", "I6", lane)
+        lane.grants = {}
+        lane.executed, lane.start, lane.end = event.seq, event.start, event.start + event.count
+        self.watch(event)
+
+    def _check_execution(self, lane: SenderLane, grant: tuple[int, int], event: Executed) -> None:
+        start, capacity = grant
+        if event.start != start:
+            self.refuse(event, "R10", f"the grant starts at {start}, the write at {event.start}", "I2", lane)
+        if lane.total != UNKNOWN:
+            count = kernel.committed_after(INT, start, capacity, lane.total) - start
+            if count != event.count:
+                text = f"the grant is of {capacity} tokens and {lane.total} there are: {count} are written, not {event.count}"
+                self.refuse(event, "R3", text, "I1", lane)
+        elif not 0 < event.count <= capacity:
+            self.refuse(event, "R3", f"{event.count} tokens are written under a grant of {capacity}", "I1", lane)
+
+    def _wrote(self, event: Wrote) -> None:
+        key = event.receiver_rank, event.room, event.epoch
+        lane = self.receivers.get(key)
+        if lane is None:
+            lane = self.unseen("receiver", key, event)  # type: ignore[assignment]
+        assert lane is not None
+        if lane.seq != UNKNOWN and not event.trespass:
+            if event.seq > lane.seq or (event.seq == lane.seq and event.start != lane.start):
+                text = f"seq {event.seq} from {event.start} was not granted"
+                self.refuse(event, "R3", text, "I1", lane)
+            if lane.live and not (event.seq == lane.seq and lane.open) and lane.whole:
+                text = f"a STATUS closed seq {event.seq}: nothing of it may be written any more"
+                self.refuse(event, "R3", text, "I1", lane)
+        if lane.whole or event.trespass:
+            self.watch(event)
+
+    def _progressed(self, event: Progressed) -> None:
+        key = event.receiver_rank, event.room, event.epoch
+        lane = self.receivers.get(key)
+        if lane is None:
+            lane = self.unseen("receiver", key, event)  # type: ignore[assignment]
+        assert lane is not None
+        tokens = event.tokens
+        if lane.seq == UNKNOWN and not lane.whole:
+            lane.watermark = tokens
+            return
+        if not lane.open:
+            self.refuse(event, "R1", "no grant is out, so no STATUS can say that there is more", "I5", lane)
+        if lane.word != tokens:
+            self._progress_unsaid(lane, event)
+        sender = self.senders.get(key)
+        if sender is not None and sender.executed < lane.seq and sender.whole:
+            why = self.gaps.peer("sender", event.receiver_rank)
+            if not why:
+                self.refuse(event, "R1", f"its sender has not executed seq {lane.seq}", "I5", lane)
+        if lane.total == UNKNOWN and tokens < lane.start + lane.capacity:
+            lane.total = tokens
+        lane.chunks[lane.seq] = lane.start, tokens - lane.start
+        lane.watermark, lane.open, lane.word = tokens, False, UNKNOWN
+        if lane.whole:
+            self.watch(event)
+
+    def _progress_unsaid(self, lane: ReceiverLane, event: Progressed) -> None:
+        """No STATUS was seen that says this."""
+        if lane.word != UNKNOWN:
+            self.refuse(event, "R1", f"the STATUS of seq {lane.seq} says {lane.word}, not {event.tokens}", "I5", lane)
+        self.need_message("Received STATUS", event, lane, f"no STATUS of seq {lane.seq} came", "R1", "I5")
+        total = lane.total if lane.total != UNKNOWN else max(event.tokens, lane.start + 1)
+        if event.tokens != lane.committed_by(total):
+            text = f"a grant of {lane.capacity} tokens from {lane.start} cannot be closed at {event.tokens}"
+            self.refuse(event, "R3", text, "I5", lane)
+
+    def _delivered(self, event: Delivered) -> None:
+        key = event.receiver_rank, event.room, event.epoch
+        lane = self.receivers.get(key)
+        if lane is None:
+            lane = self.unseen("receiver", key, event)  # type: ignore[assignment]
+        assert lane is not None
+        chunk = lane.chunks.pop(event.seq, None)
+        if chunk is None:
+            if lane.whole or lane.watermark != UNKNOWN and event.start + event.count > lane.watermark:
+                landed = "nothing of it has landed" if event.seq > lane.seq or (event.seq == lane.seq and lane.open) else \
+                    "it was delivered already"  # fmt: skip
+                self.refuse(event, "R5", f"there is no chunk of seq {event.seq} to be delivered: {landed}", "I2", lane)
+        elif chunk != (event.start, event.count):
+            text = f"the chunk of seq {event.seq} is [{chunk[0]}, {chunk[0] + chunk[1]})"
+            self.refuse(event, "R5", text, "I2", lane)
+        elif lane.live and lane.handled < chunk[0] + chunk[1] and lane.total > lane.watermark:
+            self.refuse(event, "R5", "the row 'landed' comes before its chunk is copied out", "I7", lane)
+        if lane.delivered != UNKNOWN:
+            lane.delivered += event.count
+            self.watch(event)
+
+    # --- endings --------------------------------------------------------------------------------------
+
+    def _finished(self, event: Finished) -> None:
+        self.ended[event.state] = self.ended.get(event.state, 0) + (event.side == "receiver")
+        if event.epoch is None:
+            self.watch(event)
+            return
+        key = event.receiver_rank, event.room, event.epoch
+        lane: Lane | None = self.receivers.get(key) if event.side == "receiver" else self.senders.get(key)
+        if lane is None:
+            if event.reason == "CRASHED":  # told by a world, of a process that is dead
+                self.watch(event)
+                return
+            lane = self.unseen(event.side, key, event)
+        if not lane.state:
+            for source, cause, target in rows_to(lane.side, event.state):
+                self.gaps.infer(f"{lane.side}: {source} -> {target} ({cause})", self.gaps.own(self.process))
+            lane.state = event.state
+        if event.reason == "CRASHED" and lane.live:
+            lane.state = str(State.FAILED)
+        if lane.finished or lane.state != event.state:
+            text = "it was told that this had ended" if lane.finished else f"the lifecycle is in {lane.state}"
+            self.refuse(event, "R8", text, "I4", lane)
+        if (event.reason == "NONE") != (event.state == State.SUCCESS):
+            self.refuse(event, "R8", f"{event.state} has no reason {event.reason}", "", lane)
+        lane.finished = True
+        if lane.whole:
+            self.watch(event)
+        self.is_over(event.side, key)
+
+    def _restarted(self, event: Restarted) -> None:
+        ranks = event.receiver_ranks
+        for key in [key for key in self.senders if key[0] in ranks]:
+            self._forget("sender", key, mark=False)  # it may be told of that epoch anew, as another process
+        self.watch(event)
+
+    def is_over(self, side: str, key: Key) -> None:
+        """Nothing more is expected of a lane: keep it for a while."""
+        self._over.append((side, key))
+        if len(self._over) > self._keep_epochs:
+            old_side, old = self._over.popleft()
+            lane: Lane | None = self.receivers.get(old) if old_side == "receiver" else self.senders.get(old)
+            if lane is not None and (lane.finished or lane.state == State.BOOTSTRAPPING):
+                self._forget(old_side, old)
+
+    def _forget(self, side: str, key: Key, *, mark: bool = True) -> None:
+        """The checkers' keys are (rank, room, epoch), alone or behind a side or a kind."""
+        rank, room, epoch = key
+        if side == "receiver":
+            self.receivers.pop(key, None)
+            self._alike.pop((room, epoch), None)
+        else:
+            self.senders.pop(key, None)
+        if mark:
+            self.forgotten[side, rank] = max(self.forgotten.get((side, rank), epoch), epoch)
+        for checker in self.monitors.checkers:
+            memory = checker.memory
+            memory.pop((side, *key), None)
+            if side == "receiver":
+                memory.pop(key, None)
+                memory.pop(("granted", *key), None)
+            else:
+                memory.pop(("executed", *key), None)
+
+    def _note(self, event: Note) -> None:
+        if event.kind == "fault" and event.text == "poison":
+            self.process.spoilt = True
+
+    # --- what is missing, and what is refused ---------------------------------------------------------
+
+    def is_old(self, side: str, key: Key) -> bool:
+        """Whether an epoch may be one of which nothing is remembered any more."""
+        return key[2] <= self.forgotten.get((side, key[0]), Epoch(-1, -1))
+
+    def unseen(self, side: str, key: Key, event: Any, *, begins: bool = False) -> Lane:
+        """A lane of which nothing was seen so far. ``begins``: the event is the first that it can have."""
+        process = self.process
+        why = self.gaps.own(process)
+        born = process.born
+        if side == "receiver" and why and born is not None and key[2] > born and key[2].boot_id == born.boot_id:
+            why = ""  # epochs are counted up: the beginning of this one would be in the trace
+        silent = self.gaps.silence(process)
+        if not why and not (silent and begins):
+            if self.is_old(side, key):
+                self.refuse(event, "R8", "this epoch has ended, and so long ago that a tombstone is gone", "I4")
+            missing = "no REGISTER of this epoch was sent" if side == "receiver" else "no REGISTER of this epoch came"
+            self.refuse(event, "R8", f"{missing}: a room comes from a submit, and nothing else makes one", "I4")
+        lane = ReceiverLane(whole=not why) if side == "receiver" else SenderLane(whole=not why)
+        if silent and not why:
+            self.gaps.infer("Sent REGISTER" if side == "receiver" else "Received REGISTER", silent)
+        self.add(side, key, lane)
+        return lane
+
+    def add(self, side: str, key: Key, lane: Lane) -> None:
+        """Keep a lane."""
+        if isinstance(lane, ReceiverLane):
+            self.receivers[key] = lane
+        elif isinstance(lane, SenderLane):
+            self.senders[key] = lane
+
+    def need_message(
+        self, what: str, event: Any, lane: Lane, text: str, rule: str, property: str = "", *, whole: bool | None = None
+    ) -> None:
+        """A message was not seen: infer it if it may be missing, else refuse. ``whole``: whether everything about the
+        lane that matters here must be in the trace (default: as the lane says)."""
+        whole = lane.whole if whole is None else whole
+        why = self.gaps.silence(self.process) or ("" if whole else self.gaps.own(self.process))
+        if not why:
+            self.refuse(event, rule, text, property, lane)
+        self.gaps.infer(what, why)
+
+    def refuse(
+        self, event: Any, rule: str, text: str, property: str = "", lane: Lane | None = None
+    ) -> NoReturn:
+        """The protocol cannot do this."""
+        where = lane_text(lane) if lane is not None else "no epoch is known by that name"
+        raise Refused(Refusal(rule, text, where, could_have(lane), property))
+
+    def _lane_of(self, event: Any) -> Lane | None:
+        epoch, room, rank = (getattr(event, name, None) for name in ("epoch", "room", "receiver_rank"))
+        if epoch is None or room is None or rank is None:
+            return None
+        side = getattr(event, "side", "sender" if isinstance(event, Executed) else "receiver")
+        lanes: dict[Key, Any] = self.receivers if side == "receiver" else self.senders
+        return lanes.get((rank, room, epoch))
+
+    def _state_of(self, event: Any) -> str:
+        lane = self._lane_of(event)
+        return lane_text(lane) if lane is not None else ""
+
+    def _could(self, event: Any) -> tuple[str, ...]:
+        return could_have(self._lane_of(event))
+
+    @property
+    def remembered(self) -> int:
+        """How many lanes and entries of checkers are held."""
+        lanes = len(self.receivers) + len(self.senders) + len(self._alike)
+        return lanes + sum(len(checker.memory) for checker in self.monitors.checkers)
+
+
+__all__ = ["KEEP_EPOCHS", "TABLES", "TERMINAL", "Acceptor", "Refusal", "Refused"]
