@@ -31,9 +31,21 @@ EXIT_BROKEN_PIPE = 141
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this package."""
-    from sim import cli_agree, cli_coverage, cli_model, cli_prove, cli_run, cli_sweep, cli_tools, cli_trace, cli_zoo
+    from sim import (
+        cli_agree,
+        cli_coverage,
+        cli_explore,
+        cli_model,
+        cli_prove,
+        cli_run,
+        cli_sweep,
+        cli_tools,
+        cli_trace,
+        cli_zoo,
+    )
 
-    for part in (cli_run, cli_zoo, cli_prove, cli_trace, cli_model, cli_tools, cli_coverage, cli_sweep, cli_agree):
+    of_runs = cli_run, cli_zoo, cli_prove, cli_trace, cli_explore
+    for part in (*of_runs, cli_model, cli_tools, cli_coverage, cli_sweep, cli_agree):
         part.register(app)
 
 

@@ -81,6 +81,10 @@ class Folded:
         self._progressed, self._moves = {}, []
         return told
 
+    def tell_all(self) -> None:
+        """Tell everything that is so, as if nothing had been told."""
+        self._progressed, self._moves = dict(self.progress), list(self.lifecycles.values())
+
     def take(self, event: object) -> None:
         """See an event."""
         if isinstance(event, (StateChanged, Finished)):

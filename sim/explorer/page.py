@@ -176,6 +176,8 @@ class Run(Struct, frozen=True, omit_defaults=True):
     requests: tuple[Request, ...]
     steps: tuple[Step, ...]
     marks: tuple[Mark, ...] = ()
+    machine: str = "receiver"
+    """Which of :attr:`Page.machines` its receivers' lifecycles are."""
 
 
 class Move(Struct, frozen=True):
@@ -252,5 +254,6 @@ class Page(Struct, frozen=True):
     properties: dict[str, str]
     """Every property by name, in words."""
     machines: tuple[Machine, ...]
-    """``receiver``, ``sender`` and ``block``."""
+    """``receiver``, ``sender`` and ``block``; and ``receiver (five states)`` where a run is of a version that has that
+    one (see :attr:`Run.machine`)."""
     graph: Graph | None = None

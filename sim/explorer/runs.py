@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-import msgspec
-
 from fsm.events import Granted
 from fsm.lifecycle import BLOCK_TABLE, RECEIVER_FIVE_STATE_TABLE, RECEIVER_TABLE, SENDER_TABLE
 from fsm.table import REFUSE, Table
@@ -18,7 +16,6 @@ from sim.explorer.page import Machine, Mark, Move, Run, Step
 from sim.explorer.record import Recorder, lanes_of, pools_of, requests_of
 from sim.render import faults_text, variant_text, world_text
 from sim.scenario import Scenario
-from sim.world import World
 
 Facts = Sequence[tuple[str, str]]
 """Labels, and what they stand for."""
@@ -45,10 +42,25 @@ def machine_of(table: Table, name: str) -> Machine:
     return Machine(name, str(table.initial), states, terminal, tuple(moves))
 
 
-def machines_of(five_states: bool = False) -> tuple[Machine, ...]:
-    """The lifecycles of a page: of a receiver, a sender and a block."""
-    receiver = RECEIVER_FIVE_STATE_TABLE if five_states else RECEIVER_TABLE
-    return machine_of(receiver, "receiver"), machine_of(SENDER_TABLE, "sender"), machine_of(BLOCK_TABLE, "block")
+FIVE_STATES = "receiver (five states)"
+"""What the historical lifecycle of a receiver is called."""
+
+
+def machine_name(table: Table) -> str:
+    """What the receivers' lifecycle is called."""
+    return FIVE_STATES if table is RECEIVER_FIVE_STATE_TABLE else "receiver"
+
+
+def machines_of(runs: Sequence[Run]) -> tuple[Machine, ...]:
+    """The lifecycles of a page."""
+    known = [
+        machine_of(RECEIVER_TABLE, "receiver"),
+        machine_of(SENDER_TABLE, "sender"),
+        machine_of(BLOCK_TABLE, "block"),
+    ]
+    if any(run.machine == FIVE_STATES for run in runs):
+        known.append(machine_of(RECEIVER_FIVE_STATE_TABLE, FIVE_STATES))
+    return tuple(known)
 
 
 def scenario_facts(scenario: Scenario) -> list[tuple[str, str]]:
@@ -100,14 +112,5 @@ def run_of_trace(trace: Trace, *, command: str = "", facts: Facts = (), point: N
     return Run(
         version_name(scenario), trace.header.engine, "violated" if broken else "holds", command, tuple(told),
         lanes_of(world), pools_of(world), requests_of(world), tuple(steps), tuple(marks),
+        machine_name(world.rules.table),
     )  # fmt: skip
-
-
-def five_states(world: World) -> bool:
-    """Whether a world's receivers run on the historical table."""
-    return world.rules.table is RECEIVER_FIVE_STATE_TABLE
-
-
-def size_of(page: object) -> int:
-    """How many bytes a record takes as JSON."""
-    return len(msgspec.json.encode(page))

@@ -14,7 +14,7 @@ from sim.engines.guided import GuidedRun, guided_steps, version_named
 from sim.engines.replay import scenario_of
 from sim.explorer.page import Mark, Run, Step
 from sim.explorer.record import Recorder, lanes_of, pools_of, requests_of
-from sim.explorer.runs import Facts, fault_mark, resume_marks
+from sim.explorer.runs import Facts, fault_mark, machine_name, resume_marks
 from sim.world import Action, World
 
 EXTRA_MAX = 400
@@ -92,5 +92,5 @@ def run_versus(
     ]  # fmt: skip
     return Run(
         name, "guided", "violated" if done.violations else "holds", command, tuple(told), lanes_of(world),
-        pools_of(world), requests_of(world), tuple(run.steps), tuple(run.marks),
+        pools_of(world), requests_of(world), tuple(run.steps), tuple(run.marks), machine_name(rules.table),
     )  # fmt: skip
