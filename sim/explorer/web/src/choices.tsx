@@ -1,0 +1,93 @@
+/** What else could happen: the choices that the state graph has at this step. */
+
+import type { Choices } from "./path.ts";
+import type { Edge, Graph } from "./types.ts";
+
+export interface ChoicesProps {
+  graph: Graph;
+  choices: Choices;
+  /** The choice that the shown run takes next, -1 if none. */
+  taken: number;
+  own: boolean;
+  take: (choice: number) => void;
+}
+
+/** Why nothing is on offer. */
+function Nothing({ graph, choices }: { graph: Graph; choices: Choices }) {
+  if (choices.broken.length)
+    return (
+      <p class="callout violation">
+        <b>✕ {choices.broken.join(", ")} is broken here</b>: nothing follows.
+      </p>
+    );
+  if (choices.ends)
+    return (
+      <p class="callout good">
+        <b>✓ ends well</b>: every request has ended, and nothing is wrong.
+      </p>
+    );
+  if (!choices.known)
+    return (
+      <p class="note">
+        {choices.node < 0
+          ? "This state is not in the graph that came with the page."
+          : `What follows here is not in the page: its graph goes ${graph.depth} other choices far.`}
+      </p>
+    );
+  return <p class="note">Nothing more can happen.</p>;
+}
+
+function Offer({ edge, text, taken, take }: { edge: Edge; text: string; taken: boolean; take: () => void }) {
+  const bad = edge.broken.join(", ");
+  return (
+    <li>
+      <button type="button" class={`choice${taken ? " taken" : ""}${bad ? " breaks" : ""}`} data-choice={edge.choice} onClick={take}>
+        <span>{text}</span>
+        {taken && <em>this run's next step</em>}
+        {bad && <em class="bad">✕ breaks {bad}</em>}
+      </button>
+    </li>
+  );
+}
+
+export function ChoicesPanel({ graph, choices, taken, own, take }: ChoicesProps) {
+  const other = graph.choices.map((text, choice) => ({ text, choice })).filter((item) => !choices.offers.has(item.choice));
+  return (
+    <section class="panel choices" aria-label="what else could happen here">
+      <h3>What could happen next</h3>
+      <p class="note">
+        {graph.complete
+          ? `All ${graph.nodes} states of this scenario are in the page.`
+          : `${graph.nodes} states are in the page: those near this run.`}{" "}
+        {own ? "Backspace takes your last choice back." : "Take another one to leave the recorded run."}
+      </p>
+      {choices.offers.size === 0 && <Nothing graph={graph} choices={choices} />}
+      {choices.offers.size > 0 && choices.ends && <p class="note good">✓ It could end here, and that would be well.</p>}
+      <ul class="offers">
+        {[...choices.offers.values()].map((edge) => (
+          <Offer
+            key={edge.choice}
+            edge={edge}
+            text={graph.choices[edge.choice] ?? "?"}
+            taken={edge.choice === taken}
+            take={() => take(edge.choice)}
+          />
+        ))}
+      </ul>
+      {other.length > 0 && (
+        <details open={choices.offers.size > 0 && other.length <= 12}>
+          <summary>not possible here ({other.length})</summary>
+          <ul class="offers">
+            {other.map((item) => (
+              <li key={item.choice}>
+                <button type="button" class="choice" aria-disabled="true" data-choice={item.choice} tabIndex={-1}>
+                  <span>{item.text}</span>
+                </button>
+              </li>
+            ))}
+          </ul>
+        </details>
+      )}
+    </section>
+  );
+}

@@ -1,0 +1,107 @@
+/** What the present step changed, in words. */
+
+import { underWay } from "./arrows.ts";
+import type { Snapshot } from "./fold.ts";
+import { alarmsOf, roomClass, type Model } from "./model.ts";
+import { SIGNS } from "./sequence.tsx";
+import type { Mark, Step } from "./types.ts";
+import { sectionsOf, timeWords, type Section } from "./words.ts";
+
+function Callouts({ marks, properties }: { marks: Mark[]; properties: Record<string, string> }) {
+  return (
+    <>
+      {marks
+        .filter((mark) => mark.kind !== "resume")
+        .map((mark, i) => (
+          <p key={i} class={`callout ${mark.kind}`}>
+            <b>
+              {SIGNS[mark.kind]?.[0]} {SIGNS[mark.kind]?.[1] ?? mark.kind}
+              {mark.property && ` of ${mark.property}`}
+            </b>
+            : {mark.text}
+            {mark.property && properties[mark.property] && <span class="property-text"> {mark.property}: {properties[mark.property]}.</span>}
+          </p>
+        ))}
+    </>
+  );
+}
+
+function SectionView({ section, model, room }: { section: Section; model: Model; room: number | null }) {
+  const shown = section.sentences.filter((item) => room === null || item.room < 0 || item.room === room);
+  if (!shown.length) return null;
+  return (
+    <>
+      <h4>{section.title}</h4>
+      <ul>
+        {shown.map((item, i) => (
+          <li key={i} class={`${roomClass(model.rooms, item.room)}${item.bad ? " bad" : ""}`}>
+            <span class={item.head === shown[i - 1]?.head ? "from again" : "from"}>{item.head}</span>
+            <span>
+              {item.bad && <b class="sign">! </b>}
+              {item.body}
+              {item.more && <small>{item.more}</small>}
+            </span>
+          </li>
+        ))}
+      </ul>
+    </>
+  );
+}
+
+export interface DetailsProps {
+  model: Model;
+  step: Step;
+  before: Snapshot;
+  room: number | null;
+  properties: Record<string, string>;
+}
+
+export function Details({ model, step, before, room, properties }: DetailsProps) {
+  const sections = sectionsOf(step, before);
+  const flying = underWay(model.flights, step.number).filter((flight) => room === null || flight.room === room);
+  const alarms = alarmsOf(model).filter((alarm) => alarm.step === step.number);
+  const marks = model.run.marks.filter((mark) => mark.step === step.number);
+  return (
+    <section class="panel details" aria-label="what this step changed">
+      <h3>
+        Step {step.number} <span class="of">of {model.last}</span>
+        <span class="time">{timeWords(step.time_s)}</span>
+      </h3>
+      <p class="what">
+        {step.fault && <b class="sign fault">! fault: </b>}
+        {step.skipped && <b class="cannot">cannot: </b>}
+        {step.text || "the state before anything happened"}
+      </p>
+      {step.skipped && <p class="note">The other run takes this step; this version had nothing that answers to it.</p>}
+      {step.extra && <p class="note">Only this run has this step.</p>}
+      <Callouts marks={marks} properties={properties} />
+      {alarms.map((alarm, i) => (
+        <p key={i} class="callout violation">
+          <b>! {alarm.title}</b>: {alarm.text}
+        </p>
+      ))}
+      {sections.map((section) => (
+        <SectionView key={section.title} section={section} model={model} room={room} />
+      ))}
+      {sections.length === 0 && !step.skipped && <p class="note">It changed nothing that is shown here.</p>}
+      <h4>Under way after it</h4>
+      {flying.length === 0 ? (
+        <p class="note">Nothing.</p>
+      ) : (
+        <ul>
+          {flying.map((flight, i) => (
+            <li key={i} class={roomClass(model.rooms, flight.room)}>
+              <span class="from">to {flight.target}</span>
+              <span title={flight.text}>
+                {flight.what === "bytes" ? "bytes " : ""}
+                {flight.label}
+                {flight.copy && " (a copy)"}
+                {flight.held >= 0 && flight.held <= step.number && " (held back)"}
+              </span>
+            </li>
+          ))}
+        </ul>
+      )}
+    </section>
+  );
+}

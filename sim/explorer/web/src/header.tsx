@@ -1,0 +1,115 @@
+/** The head of the page: what run this is, how it ended, and how to make it again. */
+
+import { CopyButton } from "./copy.tsx";
+import { alarmsOf, type Model } from "./model.ts";
+import type { Page, Run } from "./types.ts";
+
+const VERDICTS: Record<string, [string, string]> = {
+  violated: ["✕", "violated"],
+  holds: ["✓", "holds"],
+  open: ["…", "nothing broken so far"],
+};
+
+export function Verdict({ run }: { run: Run }) {
+  const [sign, word] = VERDICTS[run.verdict] ?? ["?", run.verdict];
+  const broken = [...new Set(run.marks.filter((mark) => mark.kind === "violation").map((mark) => mark.property))];
+  return (
+    <span class={`verdict ${run.verdict}`}>
+      <span aria-hidden="true">{sign}</span> {word}
+      {broken.filter(Boolean).map((name) => (
+        <b key={name}> {name}</b>
+      ))}
+    </span>
+  );
+}
+
+/** How the run came about, in a word or two. */
+function originWords(run: Run): string {
+  if (run.origin === "worker") return "recorded from real workers";
+  if (run.origin === "guided") return "the same choices, another version";
+  return run.origin ? `found by ${run.origin}` : "";
+}
+
+function Facts({ run }: { run: Run }) {
+  return (
+    <details class="facts">
+      <summary>
+        About this run{originWords(run) && <span class="origin">, {originWords(run)}</span>}
+      </summary>
+      <dl>
+        {run.facts.map(([name, text]) => (
+          <div key={name}>
+            <dt>{name}</dt>
+            <dd>{text}</dd>
+          </div>
+        ))}
+      </dl>
+    </details>
+  );
+}
+
+export function Reproduce({ run }: { run: Run }) {
+  if (!run.command) return null;
+  return (
+    <p class="reproduce">
+      <span>reproduce</span>
+      <code>{run.command}</code>
+      <CopyButton text={() => run.command} label="copy" what="the command" />
+    </p>
+  );
+}
+
+/** The property that is broken: its name, all of its text, and what broke it. */
+function Broken({ page, run, go }: { page: Page; run: Run; go: (step: number) => void }) {
+  const marks = run.marks.filter((mark) => mark.kind === "violation");
+  return (
+    <>
+      {marks.map((mark, i) => (
+        <p key={i} class="broken">
+          {mark.property && (
+            <span>
+              <b>{mark.property}</b> {page.properties[mark.property] ?? ""}.{" "}
+            </span>
+          )}
+          <button type="button" class="link" onClick={() => go(mark.step)}>
+            Step {mark.step}
+          </button>
+          : {mark.text}
+        </p>
+      ))}
+    </>
+  );
+}
+
+export interface HeaderProps {
+  page: Page;
+  model: Model;
+  go: (step: number) => void;
+}
+
+export function Header({ page, model, go }: HeaderProps) {
+  const run = model.run;
+  return (
+    <header class="head">
+      <div class="head-line">
+        <h1>{page.title}</h1>
+        <Verdict run={run} />
+        {run.name !== page.title && <span class="run-name">{run.name}</span>}
+      </div>
+      <Broken page={page} run={run} go={go} />
+      {alarmsOf(model).map((alarm, i) => (
+        <p key={i} class="alarm-line">
+          <b class="alarm-word">! {alarm.title}</b>{" "}
+          <button type="button" class="link" onClick={() => go(alarm.step)}>
+            Step {alarm.step}
+          </button>
+          , {alarm.text}
+        </p>
+      ))}
+      <div class="head-line small">
+        <Reproduce run={run} />
+        <Facts run={run} />
+      </div>
+    </header>
+  );
+}
