@@ -1,14 +1,14 @@
 """An acceptor: reads events in one causal order, and refuses the first that the protocol cannot do.
 
 It holds, for each epoch that lives, where the lifecycle of each side stands (:mod:`fsm.conform_lanes`). An event is
-accepted if the lifecycle table has a row for it, under guards that the kernel computes, and if what the protocol asks for
-beside the tables has happened: a grant is sent once its row was taken, a write begins once its grant came, a watermark
-is what a STATUS said, an answer follows what it answers. What comes in may come at any time and any number of times; it
-only makes more possible (R3, R8). All checkers of :mod:`fsm.invariants` see the same events.
+accepted if the lifecycle table has a row for it, under guards that the kernel computes, and if what the protocol asks
+for beside the tables has happened: a grant is sent once its row was taken, a write begins once its grant came, a
+watermark is what a STATUS said, an answer follows what it answers. What comes in may come at any time and any number
+of times; it only makes more possible (R3, R8). All checkers of :mod:`fsm.invariants` see the same events.
 
 Where a precondition was not seen, it is inferred if :mod:`fsm.conform_gaps` has a reason why it may be missing, and
-counted; else that is the refusal. What an epoch needs is kept while it lives, and for the last ``KEEP_EPOCHS`` that have
-ended; so a trace of any length takes bounded memory.
+counted; else that is the refusal. What an epoch needs is kept while it lives, and for the last ``KEEP_EPOCHS`` that
+have ended; so a trace of any length takes bounded memory.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ Key = tuple[int, int, Epoch]
 
 class Refusal(NamedTuple):
     """Why an event cannot be. ``rule`` as in ``docs/protocol.md``, or ``table``, or a property's name; ``state`` where
-    the model was, ``could`` what it could have done there, each in words; ``property`` what the rule guards ("" where it
-    is none of them)."""
+    the model was, ``could`` what it could have done there, each in words; ``property`` what the rule guards ("" where
+    it is none of them)."""
 
     rule: str
     text: str
@@ -59,7 +59,7 @@ class Refusal(NamedTuple):
     property: str = ""
 
 
-class Refused(Exception):  # noqa: N818 - it is an answer, not an error
+class Refused(Exception):
     """Raised by :meth:`Acceptor.take` for the first event that the protocol cannot do."""
 
     def __init__(self, refusal: Refusal) -> None:
@@ -167,8 +167,9 @@ class Acceptor:
         if not lane.live:
             text = f"it had ended in {lane.state}; nothing leads out of there"
             self.refuse(event, "R8", text, "I4", lane)
-        property = "I6" if event.cause == "resume" else ""
-        self.refuse(event, "table", f"the lifecycle is in {lane.state}, not in {event.source}", property, lane)
+        if event.cause == "resume" and isinstance(lane, ReceiverLane) and lane.state == State.RESUMING:
+            self.refuse(event, "R2", f"watermark {lane.handled} was resumed already, as seq {lane.seq}", "I6", lane)
+        self.refuse(event, "table", f"the lifecycle is in {lane.state}, not in {event.source}", "", lane)
 
     def _before_receiver_row(self, lane: ReceiverLane, event: StateChanged, whole: bool) -> None:
         cause = event.cause
@@ -238,7 +239,9 @@ class Acceptor:
             self.refuse(event, "R3", text, "I1", lane)
         alike = self._alike.get((event.room, event.epoch))
         if alike is not None and alike[0] == seq and alike != (seq, start, capacity):
-            text = f"another rank granted {alike[2]} tokens from {alike[1]} as seq {seq}, this one {capacity} from {start}"
+            text = (
+                f"another rank granted {alike[2]} tokens from {alike[1]} as seq {seq}, this one {capacity} from {start}"
+            )
             self.refuse(event, "R7", text, "I7", lane)
         self._alike[event.room, event.epoch] = seq, start, capacity
         lane.seq, lane.start, lane.capacity = seq, start, capacity
@@ -283,7 +286,11 @@ class Acceptor:
         assert isinstance(lane, SenderLane)
         if not lane.row:
             if lane.state:
-                text = f"seq {event.seq} was executed already" if event.seq <= lane.executed else "no row 'grant' was taken"
+                text = (
+                    f"seq {event.seq} was executed already"
+                    if event.seq <= lane.executed
+                    else "no row 'grant' was taken"
+                )
                 self.refuse(event, "R3", text, "I6", lane)
             lane.state = str(State.TRANSFERRING)
             for source, cause, target in rows_to("sender", lane.state):
@@ -311,7 +318,7 @@ class Acceptor:
         if lane.total != UNKNOWN:
             count = kernel.committed_after(INT, start, capacity, lane.total) - start
             if count != event.count:
-                text = f"the grant is of {capacity} tokens and {lane.total} there are: {count} are written, not {event.count}"
+                text = f"of {lane.total} tokens a grant of {capacity} takes {count}, and {event.count} are written"
                 self.refuse(event, "R3", text, "I1", lane)
         elif not 0 < event.count <= capacity:
             self.refuse(event, "R3", f"{event.count} tokens are written under a grant of {capacity}", "I1", lane)
@@ -376,9 +383,9 @@ class Acceptor:
         assert lane is not None
         chunk = lane.chunks.pop(event.seq, None)
         if chunk is None:
-            if lane.whole or lane.watermark != UNKNOWN and event.start + event.count > lane.watermark:
-                landed = "nothing of it has landed" if event.seq > lane.seq or (event.seq == lane.seq and lane.open) else \
-                    "it was delivered already"  # fmt: skip
+            if lane.whole or (lane.watermark != UNKNOWN and event.start + event.count > lane.watermark):
+                out = event.seq > lane.seq or (event.seq == lane.seq and lane.open)
+                landed = "nothing of it has landed" if out else "it was delivered already"
                 self.refuse(event, "R5", f"there is no chunk of seq {event.seq} to be delivered: {landed}", "I2", lane)
         elif chunk != (event.start, event.count):
             text = f"the chunk of seq {event.seq} is [{chunk[0]}, {chunk[0] + chunk[1]})"
@@ -500,9 +507,7 @@ class Acceptor:
             self.refuse(event, rule, text, property, lane)
         self.gaps.infer(what, why)
 
-    def refuse(
-        self, event: Any, rule: str, text: str, property: str = "", lane: Lane | None = None
-    ) -> NoReturn:
+    def refuse(self, event: Any, rule: str, text: str, property: str = "", lane: Lane | None = None) -> NoReturn:
         """The protocol cannot do this."""
         where = lane_text(lane) if lane is not None else "no epoch is known by that name"
         raise Refused(Refusal(rule, text, where, could_have(lane), property))

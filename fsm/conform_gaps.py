@@ -1,8 +1,8 @@
 """What may be missing from traces, and why: nothing else may be inferred.
 
-A trace may begin late (a ring holds the last events only), end without an ending (its process was killed), lack messages
-(an older version told none), or not be there at all. A :class:`Process` says which of these holds for one trace;
-:class:`Gaps` answers for whom an event may be missing, in words, and counts what was inferred on that account.
+A trace may begin late (a ring holds the last events only), end without an ending (its process was killed), lack
+messages (an older version told none), or not be there at all. A :class:`Process` says which of these holds for one
+trace; :class:`Gaps` answers for whom an event may be missing, in words, and counts what was inferred on that account.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What is known of one epoch while a trace is read: where each side's lifecycle stands, and what it may do next.
 
-A :class:`ReceiverLane` and a :class:`SenderLane` hold numbers only. What follows from them is not written down here once
-more: whether a row may be taken is asked of the lifecycle tables (:func:`target_of`), with facts that the functions of
-:mod:`fsm.kernel` compute; what a grant or a STATUS may say, of the same functions.
+A :class:`ReceiverLane` and a :class:`SenderLane` hold numbers only. What follows from them is not written down here
+once more: whether a row may be taken is asked of the lifecycle tables (:func:`target_of`), with facts that the
+functions of :mod:`fsm.kernel` compute; what a grant or a STATUS may say, of the same functions.
 
 A lane whose beginning is not in the trace has ``whole`` = False, and ``UNKNOWN`` in every number that nothing has told
 yet. Such a number is learned from the first event that names it.
@@ -74,8 +74,8 @@ class Lane:
         return self.state not in TERMINAL
 
     def facts(self, cause: str, target: str) -> Any:
-        """What the table's guards are asked about, for an event that is said to lead to ``target``; what is not known is
-        not held against it."""
+        """What the table's guards are asked about, for an event that is said to lead to ``target``; what is not known
+        is not held against it."""
         raise NotImplementedError
 
     def begin(self) -> None:
@@ -89,9 +89,9 @@ class Lane:
 
 
 class ReceiverLane(Lane):
-    """One epoch on one receiver rank. ``seq``, ``start``, ``capacity`` are those of the newest grant, ``open`` while it
-    is not closed; ``word`` is what a STATUS said that closes it. ``chunks`` are those that landed and were not delivered:
-    seq -> (start, tokens). ``boots`` are the sender processes that acknowledged its REGISTER."""
+    """One epoch on one receiver rank. ``seq``, ``start``, ``capacity`` are those of the newest grant, ``open`` while
+    it is not closed; ``word`` is what a STATUS said that closes it. ``chunks`` are those that landed and were not
+    delivered: seq -> (start, tokens). ``boots`` are the sender processes that acknowledged its REGISTER."""
 
     __slots__ = (
         "boots", "capacity", "chunks", "delivered", "handled", "last_resume_at", "open", "seq", "start", "unsent",
@@ -153,7 +153,8 @@ class ReceiverLane(Lane):
         return UNKNOWN in (self.total, self.delivered) or self.delivered == self.total
 
     def first_grant_due(self) -> bool:
-        """R6: whether the lane may ask for blocks for its first grant; how much, it may know or have been told early."""
+        """R6: whether the lane may ask for blocks for its first grant; how much, it may know or have been told
+        early."""
         early = 1
         return bool(kernel.wants_blocks(kernel.WAITING, self.seq + 1, self.total, early, False))
 

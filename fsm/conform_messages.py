@@ -1,8 +1,9 @@
 """Messages, for the acceptor: which may be sent where the lifecycle stands, and what one makes possible that comes in.
 
-Whatever comes in is accepted, at any time and any number of times: that is the network's affair. What it says counts only
-where the protocol says so (R1, R3, R4, R8), and then makes more possible. What is sent must be possible: an answer follows
-what it answers, a request is sent in the states that await its answer, and a message that is sent again is the same.
+Whatever comes in is accepted, at any time and any number of times: that is the network's affair. What it says counts
+only where the protocol says so (R1, R3, R4, R8), and then makes more possible. What is sent must be possible: an
+answer follows what it answers, a request is sent in the states that await its answer, and a message that is sent again
+is the same.
 """
 
 from __future__ import annotations
@@ -121,13 +122,17 @@ class MessageRules:
         if (message.seq, message.start, message.capacity) != (lane.seq, lane.start, lane.capacity):
             acceptor.refuse(event, "R3", "the bytes of a grant never change, and these are not the newest", "I6", lane)
         if lane.boots and message.sender_boot_id not in lane.boots:
-            text = f"it is for sender process {message.sender_boot_id}; its REGISTER was acknowledged by {lane.boots[-1]}"
+            text = (
+                f"it is for sender process {message.sender_boot_id}; its REGISTER was acknowledged by {lane.boots[-1]}"
+            )
             acceptor.refuse(event, "R8", text, "I1", lane)
         if event.resend and not (lane.open and lane.live) and lane.whole:
             acceptor.refuse(event, "R3", "a GRANT is sent again until its STATUS comes, and that came", "", lane)
         if not event.resend:
             if not lane.unsent:
-                acceptor.refuse(event, "R3", f"the GRANT of seq {lane.seq} was sent for the first time already", "", lane)
+                acceptor.refuse(
+                    event, "R3", f"the GRANT of seq {lane.seq} was sent for the first time already", "", lane
+                )
             lane.unsent = False
 
     # --- sent by a sender -----------------------------------------------------------------------------
@@ -139,7 +144,9 @@ class MessageRules:
         if not message.compatible or lane is None:
             return
         if lane.state == State.BOOTSTRAPPING:
-            acceptor.refuse(event, "table", "it is acknowledged with the row 'registered', which was not taken", "", lane)
+            acceptor.refuse(
+                event, "table", "it is acknowledged with the row 'registered', which was not taken", "", lane
+            )
         lane.boot_id = message.boot_id
 
     def _sent_offer(self, event: Sent, message: Offer, key: Key) -> None:
@@ -202,7 +209,9 @@ class MessageRules:
             text = f"it says that seq {message.executed_seq} was executed last, and it was {lane.executed}"
             acceptor.refuse(event, "R11", text, "I1", lane)
         if lane is not None and lane.live and lane.state not in ("", State.BOOTSTRAPPING) and event.side == "sender":
-            acceptor.refuse(event, "R11", "it says that nothing will be written, and the lane has not ended", "I1", lane)
+            acceptor.refuse(
+                event, "R11", "it says that nothing will be written, and the lane has not ended", "I1", lane
+            )
 
     def _sent_nack(self, event: Sent, message: Nack, key: Key) -> None:
         if message.code in BY_CODEC or message.about not in HEARD:
@@ -214,7 +223,7 @@ class MessageRules:
         """An answer follows what it answers."""
         acceptor = self.acceptor
         bit = HEARD[kind]
-        if lane is not None and lane.heard & bit or self.heard.get((event.side, key), 0) & bit:
+        if (lane is not None and lane.heard & bit) or self.heard.get((event.side, key), 0) & bit:
             return
         if acceptor.is_old(event.side, key):
             return

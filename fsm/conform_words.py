@@ -93,7 +93,7 @@ def _open(lane: Lane, event: str) -> bool:
     assert isinstance(lane, SenderLane)
     if event == "grant":
         return bool(lane.grants)
-    return event != "committed" or lane.status is not None and lane.status[0] == lane.executed
+    return event != "committed" or (lane.status is not None and lane.status[0] == lane.executed)
 
 
 def _messages(lane: Lane) -> list[str]:
@@ -142,7 +142,8 @@ def _sender_could(lane: SenderLane) -> list[str]:
 
 
 def why_refused(lane: Lane, event: StateChanged) -> tuple[str, str, str]:
-    """Why no row leads from where a lane stands to where an event says it went: rule, text, and the property at stake."""
+    """Why no row leads from where a lane stands to where an event says it went: rule, text, and the property at
+    stake."""
     table = TABLES[lane.side]
     rows = [row for row in table.rows[State(lane.state)] if row.event == event.cause]
     if not rows:

@@ -33,6 +33,7 @@ def register(app: typer.Typer) -> None:
     """Add the commands of this package."""
     from sim import (
         cli_agree,
+        cli_conform,
         cli_coverage,
         cli_explore,
         cli_model,
@@ -44,7 +45,7 @@ def register(app: typer.Typer) -> None:
         cli_zoo,
     )
 
-    of_runs = cli_run, cli_zoo, cli_prove, cli_trace, cli_explore
+    of_runs = cli_run, cli_zoo, cli_prove, cli_trace, cli_explore, cli_conform
     for part in (*of_runs, cli_model, cli_tools, cli_coverage, cli_sweep, cli_agree):
         part.register(app)
 
