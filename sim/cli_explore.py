@@ -277,8 +277,7 @@ def _page_of_files(traces: Sequence[str], options: _Options) -> tuple[Page, Told
         if options.versus is not None or options.nodes_max:
             option = "--versus" if options.versus is not None else "--graph-states"
             raise LocalError(f"{option}: a real run cannot be made again with other choices; leave it out")
-        command = command_line("explore", *traces) if len(traces) > 1 else command_line("replay", traces[0])
-        page = page_of_seen(read, title=options.title, command=command)
+        page = page_of_seen(list(map(Path, traces)), title=options.title, command=command_line("conform", *traces))
         whose = f"{len(traces)} real workers" if len(traces) > 1 else "one real worker"
         return page, [("explore", f"what {whose} saw")], _code_of(page.runs[0])
     if len(read) > 1:

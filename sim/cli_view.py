@@ -58,7 +58,7 @@ _ACTION_WORDS = {
 }  # fmt: skip
 """Actions whose parts alone do not make a sentence."""
 
-_ON_MESSAGES = ("deliver", "duplicate", "delay", "drop", "poison", "heartbeat_loss")
+ON_MESSAGES = ("deliver", "duplicate", "delay", "drop", "poison", "heartbeat_loss")
 """Actions that are done to the next message of a channel."""
 
 _RETOLD = ("GRANT", "STATUS", "REGISTER", "REGISTER_ACK", "OFFER", "HEARTBEAT")
@@ -227,7 +227,7 @@ def _message_room(world: World, action: Action) -> int | None:
     """The room of the message that an action is done to, if it is done to one."""
     if action[0] == "stray":
         message: Any = world.network.strays[action[1]].message
-    elif action[0] in _ON_MESSAGES:
+    elif action[0] in ON_MESSAGES:
         message = world.network.channels[action[1]][0]
     else:
         return None

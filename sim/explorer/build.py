@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import msgspec
 
@@ -14,6 +15,7 @@ from sim.engines.no_return import NoReturn
 from sim.engines.replay import scenario_of
 from sim.engines.simulate import RunOutcome, run_once
 from sim.explorer.graph import NODES_MAX, graph_of
+from sim.explorer.merged import CONFORMS, CONFORMS_TEXT
 from sim.explorer.page import PAGE_VERSION, Graph, Page, Run
 from sim.explorer.runs import Facts, machines_of, run_of_trace
 from sim.explorer.seen import run_of_seen
@@ -59,10 +61,11 @@ def page_of_trace(
     return _page(title or title_of(runs[0]), runs, graph)
 
 
-def page_of_seen(traces: Sequence[Trace], *, title: str = "", command: str = "", facts: Facts = ()) -> Page:
+def page_of_seen(paths: Sequence[Path], *, title: str = "", command: str = "", facts: Facts = ()) -> Page:
     """The page of what workers saw in one run. Raises LocalError."""
-    run = run_of_seen(traces, command=command, facts=facts)
-    return _page(title or title_of(run), [run])
+    run = run_of_seen(paths, command=command, facts=facts)
+    page = _page(title or title_of(run), [run])
+    return msgspec.structs.replace(page, properties={**page.properties, CONFORMS: CONFORMS_TEXT})
 
 
 def _page(title: str, runs: Sequence[Run], graph: Graph | None = None) -> Page:

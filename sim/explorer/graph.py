@@ -126,7 +126,7 @@ class _Builder:
         step = self.recorder.step(0, action, choices)
         violation = world.monitors.violations[0] if world.monitors.violations else None
         broken = tuple([found.property for found in world.monitors.violations])
-        choice = " ".join([words, *_answers(choices.picks, world.events)])
+        choice = words + _answers(choices.picks, world.events)
         return _Took(step, choice, violation, self.number(broken))
 
     def expand(self, number: int) -> None:
@@ -214,24 +214,26 @@ class _Builder:
         )  # fmt: skip
 
 
-def _answers(picks: Sequence[Pick], events: Sequence[object]) -> list[str]:
-    """What was chosen inside an action, in words; nothing where there was no choice."""
+def _answers(picks: Sequence[Pick], events: Sequence[object]) -> str:
+    """What was chosen inside an action, in words: nothing where there was no choice, and nothing for an allocator that
+    offers all it has."""
     words = []
     for pick in picks:
         if pick.options < 2 or pick.label == "block":
             continue
         if pick.label == "offer":
-            words.append(f"({pick.options - 1 - pick.chosen} of {pick.options - 1} blocks offered)")
+            free = pick.options - 1
+            words += [f"{free - pick.chosen} of {free} free blocks offered"] if pick.chosen else []
         elif pick.label == "leap":
             words.append(_LEAPS[pick.chosen])
         elif pick.label == "poison":
             words.append(_POISONS[pick.chosen])
         else:
-            words.append(f"({pick.label} {pick.chosen + 1} of {pick.options})")
+            words.append(f"{pick.label} {pick.chosen + 1} of {pick.options}")
     if any(pick.label == "block" and pick.options > 1 for pick in picks):
         granted = [blocks_text([ref.block for ref in event.blocks]) for event in events if isinstance(event, Granted)]
-        words.append(f"({', '.join(granted)} taken)" if granted else "(other blocks taken)")
-    return words
+        words.append(f"{', '.join(granted)} taken" if granted else "other blocks taken")
+    return f" ({'; '.join(words)})" if words else ""
 
 
 def graph_of(trace: Trace, *, nodes_max: int = NODES_MAX, progress: Callable[[int], None] | None = None) -> Graph:

@@ -10,6 +10,7 @@ the same code as the steps of a run.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Hashable, Iterable
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ from fsm.events import Granted, Received, Sent
 from fsm.messages import Epoch, Message, describe
 from fsm.rules import PROTOCOL
 from sim import actions
-from sim.cli_view import FAULTS, Viewer, blocks_text, told_together
+from sim.cli_view import FAULTS, ON_MESSAGES, Viewer, blocks_text, told_together
 from sim.explorer.fold import Folded, message_label, sorted_items, span_text
 from sim.explorer.page import Arrow, Block, Lane, Pool, Request, Said, Step, Touch
 from sim.flight import Flight
@@ -101,10 +102,15 @@ class Recorder:
         return self._tell(number, action[0], text, fault=action[0] in FAULTS)
 
     def words(self, action: Action) -> str:
-        """What is about to be done, short, as ``resumark replay`` says it."""
+        """What is about to be done, short, as ``resumark replay`` says it; and from which of several ranks."""
         if action[0] == "time":
             return "clock leaps to the next timer"
-        return self.viewer.words(self.world, action, actions.describe_action(self.world, action)).removeprefix("! ")
+        world = self.world
+        text = self.viewer.words(world, action, actions.describe_action(world, action)).removeprefix("! ")
+        if len(world.receivers) > 1 and action[0] in (*ON_MESSAGES, "stray"):
+            channel = world.network.strays[action[1]].channel if action[0] == "stray" else action[1]
+            text += f" from receiver {channel // 2}" if channel % 2 == 0 else ""
+        return text
 
     def _tell(self, number: int, kind: str, text: str, *, fault: bool = False) -> Step:
         """All that has changed since it was told last."""
@@ -204,7 +210,7 @@ class Recorder:
             early = bool(wrong) and not mine
             if wrong:
                 what = "is read before it is written" if early else "does not hold what is read from it"
-                wrong = f"block {ref.block} {what}: {wrong}"
+                wrong = f"block {ref.block} {what}: {self._with_rooms(wrong)}"
             elif delta != request + 1 and not index:
                 wrong = f"block {ref.block}: the position delta in its header is not that of this request"
             self._touches.append(Touch(rank, ref.block, "read", effect.room, start, count, wrong, early))
@@ -311,6 +317,12 @@ class Recorder:
         request, token = value_of(value)
         again = f" (request {request})" if self._twice else ""
         return f"{span_text(token, count)} of room {self.world.requests[request].room}{again}"
+
+    def _with_rooms(self, text: str) -> str:
+        """Words about memory, with rooms in place of the scenario's numbers of requests."""
+        if self._twice:
+            return text
+        return re.sub(r"request (\d+)", lambda found: f"room {self.world.requests[int(found[1])].room}", text)
 
     # --- saving ---------------------------------------------------------------------------------------
 

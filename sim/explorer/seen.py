@@ -7,7 +7,7 @@ receiver's does not say when a block became free, so that blocks are concluded f
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from pathlib import Path
 
 from fsm.errors import LocalError
 from fsm.events import (
@@ -27,12 +27,12 @@ from fsm.events import (
     StateChanged,
     Wrote,
 )
-from fsm.invariants import Monitors
 from fsm.messages import Epoch, Offer, Register, Status, describe
 from fsm.states import BlockState, State
-from fsm.trace import WORKER, Trace
+from fsm.trace import WORKER, TraceHeader
 from sim.cli_view import blocks_text
 from sim.explorer.fold import Folded, message_label, span_text
+from sim.explorer.merged import Merged, Placed, merged
 from sim.explorer.page import Arrow, Block, Lane, Mark, Pool, Request, Run, Said, Step, Touch
 from sim.explorer.runs import Facts, resume_marks
 
@@ -44,37 +44,17 @@ AFTER_STEPS = 200
 """So many events beyond the one that broke a property."""
 
 
-class Placed(NamedTuple):
-    """An event with the trace (by number) that it stands in, and the time since the earliest header, in seconds."""
-
-    source: int
-    at_s: float
-    event: AnyEvent
-
-
-def in_order(traces: Sequence[Trace]) -> list[Placed]:
-    """The events of several traces in one order: as their clocks have it."""
-    first_s = min((trace.header.started_unix_s for trace in traces), default=0.0)
-    placed = [
-        Placed(number, trace.header.started_unix_s - first_s + line.at_s, line.event)
-        for number, trace in enumerate(traces)
-        for line in trace.seen
-    ]
-    return sorted(placed, key=lambda item: item.at_s)  # stable: each trace stays in its own order
-
-
 class _Parties:
     """Who is there: sender ranks, receiver ranks, which sender serves which, how large the pools are."""
 
-    def __init__(self, traces: Sequence[Trace], events: Sequence[Placed]) -> None:
+    def __init__(self, headers: Sequence[TraceHeader], events: Sequence[Placed]) -> None:
         self.senders: dict[int, None] = {}
         self.receivers: dict[int, None] = {}
         self.sender_of: dict[int, int] = {}
         self.blocks: dict[int, int] = {}
         self.block_tokens = 0
         self.tokens: dict[int, int] = {}
-        for trace in traces:
-            header = trace.header
+        for header in headers:
             if header.side:
                 (self.receivers if header.side == "receiver" else self.senders).setdefault(header.rank)
             config = header.scenario.get("config")
@@ -331,42 +311,44 @@ def _window(count: int, broken: int | None) -> tuple[int, int]:
     return max(0, end - STEPS_MAX), end
 
 
-def run_of_seen(traces: Sequence[Trace], *, command: str = "", facts: Facts = ()) -> Run:
+def run_of_seen(paths: Sequence[Path], *, command: str = "", facts: Facts = ()) -> Run:
     """The traces of one or several workers of one run as a page's run. Raises LocalError for a trace of the simulator,
-    or for traces without any event."""
-    for trace in traces:
-        if trace.header.engine != WORKER:
-            raise LocalError(f"this trace was made by {trace.header.engine}, not by a worker: give it alone")
-    events = in_order(traces)
-    if not events:
-        raise LocalError("no event was seen in any of these traces; there is nothing to show")
-    monitors, found = Monitors(), []
-    for number, placed in enumerate(events, start=1):
-        known = len(monitors.violations)
-        monitors.take(placed.event)
-        found += [(number, violation) for violation in monitors.violations[known:]]
-    start, end = _window(len(events), found[0][0] if found else None)
-    parties = _Parties(traces, events)
+    for traces that do not belong together, or without any event."""
+    seen = merged(paths)
+    if not seen.events:
+        raise LocalError(f"{', '.join(map(str, paths))}: no event was seen; there is nothing to show")
+    start, end = _window(len(seen.events), seen.broken[0][0] if seen.broken else None)
+    parties = _Parties(seen.headers, seen.events)
     teller = _Teller(parties)
     first = "what was seen begins" if not start else f"{start:,} events before this are not shown"
-    steps, marks = [teller.pass_by(events[:start], first)], []
-    for number, placed in enumerate(events[start:end], start=1):
+    steps = [teller.pass_by(seen.events[:start], first)]
+    marks: list[Mark] = []
+    for number, placed in enumerate(seen.events[start:end], start=1):
         steps.append(teller.step(number, placed))
         marks += resume_marks(number, [placed.event])
         if isinstance(placed.event, Note) and placed.event.kind == "fault":
             marks.append(Mark("fault", number, placed.event.text))
-    marks += [
-        Mark("violation", number - start, violation.text, violation.property)
-        for number, violation in found
-        if start < number <= end
-    ]
+    for number, violation in seen.broken:
+        if start < number <= end:
+            marks.append(Mark("violation", number - start, violation.text, violation.property))
+    marks += [Mark("inferred", number - start, text) for number, text in seen.inferred if start < number <= end]
     marks.sort(key=lambda mark: mark.step)
-    told = [("events", f"{len(events):,}, of {len(traces)} {'process' if len(traces) == 1 else 'processes'}"), *facts]
-    if end - start < len(events):
-        told.append(("shown", f"events {start + 1:,} to {end:,}"))
-    told.append(("blocks", "concluded from grants, writes and copies; a trace does not say when a block became free"))
     requests = tuple([Request(room, tokens) for room, tokens in sorted(parties.tokens.items())])
     return Run(
-        "workers", WORKER, "violated" if found else "holds", command, tuple(told), parties.lanes(), parties.pools(),
-        requests, tuple(steps), tuple(marks),
+        "workers", WORKER, "violated" if seen.broken else "holds", command,
+        (*_facts(seen, start, end), *facts), parties.lanes(), parties.pools(), requests, tuple(steps), tuple(marks),
     )  # fmt: skip
+
+
+def _facts(seen: Merged, start: int, end: int) -> list[tuple[str, str]]:
+    """What is to be known of what is shown."""
+    count, traces = len(seen.events), len(seen.headers)
+    told = [("events", f"{count:,}, of {traces} {'process' if traces == 1 else 'processes'}")]
+    if end - start < count:
+        told.append(("shown", f"events {start + 1:,} to {end:,}"))
+    order = "as its process saw them" if traces == 1 else "causes before effects; clocks of processes only break ties"
+    told += [("order", order), ("coverage", "sampled: one run, as these traces tell it")]
+    if seen.inferred:
+        told.append(("inferred", f"{len(seen.inferred):,} events that are in no trace and must have happened"))
+    told.append(("blocks", "concluded from grants, writes and copies; a trace does not say when a block became free"))
+    return told
