@@ -23,6 +23,7 @@ from rich.text import Text
 from fsm.errors import LocalError
 from sim import render
 from sim.cli_common import JsonOption, command_line, exit_with, output, print_json, reports_errors
+from sim.cli_load import load
 from sim.cli_options import (
     AbortsOption,
     BlocksOption,
@@ -84,7 +85,7 @@ HELP = "\n\n".join(
         "them, which is smaller and much faster, and judges no liveness. Two things hold them together. Both make the "
         "same decisions by the same functions. And tests drive a real receiver and sender beside the model, and "
         "compare their states after each step.",
-        "The model two-phase is there because others have counted its states.",
+        "The model two-phase is there because others have counted its states; file takes a model of your own.",
     )
 )
 
@@ -190,6 +191,7 @@ def register(app: typer.Typer) -> None:
     models = group(app, "model", HELP)
     models.command("two-phase")(two_phase_command)
     models.command("protocol")(protocol_command)
+    models.command("file")(file_command)
 
 
 def _argument(value: Any) -> str:
@@ -283,6 +285,39 @@ def protocol_command(
     explore_asked(Asked("protocol", model, sizes, ALIKE, PROTOCOL_LEGEND, arguments), limits, json, more)
 
 
+@reports_errors
+def file_command(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE.py:NAME", show_default=False,
+            help="A Python file, and in it the name of a Model, or of a function that makes one.",
+        ),
+    ],
+    symmetry: Annotated[
+        bool,
+        typer.Option("--symmetry/--no-symmetry", help="Count states as one that the model says are alike."),
+    ] = True,
+    states_max: StatesMaxOption = None,
+    time_max: TimeMaxOption = None,
+    memory: MemoryOption = None,
+    spill: SpillOption = None,
+    deadlock: DeadlockOption = False,
+    device: DeviceOption = None,
+    json: JsonOption = False,
+) -> None:  # fmt: skip
+    """A model of your own: fields, actions and clauses, as `sim.model.form` has them.
+
+    The file is imported, so it can do whatever a Python program can.
+    """
+    given = load(model, Model)
+    arguments = ["file", model, *([] if symmetry else ["--no-symmetry"])]
+    sizes = {"fields": len(given.fields), "actions": len(given.actions)}
+    shown = given if symmetry else without_symmetry(given)
+    asked = Asked(given.name, shown, sizes, "the order of alike records", "", arguments, extra={"file": model})
+    explore_asked(asked, Limits(states_max, time_max, memory, spill, deadlock, device), json)
+
+
 _NAMES = {"rooms": "requests", "size": "tokens", "grant_blocks_max": "grant_blocks", "early_tokens": "early"}
 """What the fields of :class:`Bounds` are called on the command line, where that differs."""
 
@@ -335,7 +370,8 @@ def explore_asked(asked: Asked, limits: Limits, json: bool, more: More | None = 
     else:
         if result.violation is not None:
             print_model_trace(console, asked.model, result.violation, told.no_return)
-            console.print(Text(asked.legend, style="dim"))
+            if asked.legend:
+                console.print(Text(asked.legend, style="dim"))
             console.print()
         for line in told.lines:
             console.print(line, soft_wrap=True)

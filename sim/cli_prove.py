@@ -1,4 +1,5 @@
-"""``resumark prove``: the protocol's invariant, proved for any size, and what each variant of the zoo breaks."""
+"""``resumark prove``: the protocol's invariant, proved for any size, and what each variant of the zoo breaks; or the
+clauses of a model that a user wrote."""
 
 from __future__ import annotations
 
@@ -14,13 +15,16 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from fsm.errors import LocalError
 from sim import render
 from sim.cli_common import JsonOption, command_line, exit_with, output, print_json, reports_errors
+from sim.cli_load import load
 from sim.engines.result import EXIT_SAFETY, EXIT_UNKNOWN
 from sim.model.protocol import symbolic
 from sim.model.variants import ModelVariant, variant_named
 from sim.progress import Bar, bar
-from sim.prove.conditions import FAILED, PROVED, START, Condition, Prover
+from sim.prove.conditions import Prover
+from sim.prove.induction import FAILED, PROVED, START, Condition, Induction, Proof, Shown, fields_that_matter
 from sim.prove.outcome import NOT_HELD, VariantOutcome, counterexample, exit_code_of, prove_zoo
 from sim.prove.ranking import Ranking
 
@@ -36,6 +40,14 @@ def register(app: typer.Typer) -> None:
 
 @reports_errors
 def prove_command(
+    proof: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[FILE.py:NAME]",
+            help="A Proof of your own: a Python file, and a name in it. Left out: the protocol.",
+            show_default=False,
+        ),
+    ] = None,
     variant: Annotated[
         str | None,
         typer.Option(
@@ -52,7 +64,15 @@ def prove_command(
     Each clause must hold at the start and be kept by each action. A ranking argument says that no request goes on for
     ever, and that none stands still without a reason. Then each version of the zoo is shown with the condition that it
     breaks. Exit code 0 if all is proved, 1 if a safety condition failed, 3 if only a condition of progress did.
+
+    With FILE.py:NAME: that each clause of a model of your own holds at the start and is kept by each action. The file
+    is imported, so it can do whatever a Python program can.
     """
+    if proof is not None:
+        if variant is not None:
+            raise LocalError("--variant: is for the protocol; a file has its own versions, each under a name")
+        _prove_file(proof, json)
+        return
     chosen = variant_named(variant) if variant is not None else variant_named("watermark")
     if chosen.not_held:
         print_not_held(chosen, json)
@@ -78,6 +98,41 @@ def prove_command(
         )
         if zoo:
             print_zoo(output(), zoo)
+    exit_with(code)
+
+
+def _prove_file(spec: str, json: bool) -> None:
+    """Prove a model that a user wrote, and end with the exit code of the answer."""
+    induction = Induction(load(spec, Proof), perf_counter)
+    started = perf_counter()
+    with bar("proving", quiet=json) as shown:
+        results = _all(induction.prove(), shown)
+    elapsed_s = perf_counter() - started
+    code = exit_code_of(results)
+    idle = induction.impossible() if code == 0 else []
+    vacuous = code == 0 and not induction.consistent()
+    if vacuous:
+        code = EXIT_UNKNOWN  # from a contradiction everything follows
+    command = command_line("prove", spec)
+    if json:
+        found = _found_json(results, induction.untouched, elapsed_s)
+        print_json({"file": spec, "model": induction.model.name, **found, "vacuous": vacuous, "never_taken": idle,
+                    "exit_code": code, "command": command})  # fmt: skip
+    else:
+        console = output()
+        failed = [condition for condition in results if condition.result != PROVED]
+        for title in dict.fromkeys(condition.clause for condition in results):
+            print_clause(console, [condition for condition in results if condition.clause == title])
+        for condition in failed[:FAILED_SHOWN_MAX]:
+            print_counterexample(console, condition, fields_that_matter(induction.proof, condition))
+        print_sum(console, results, "conditions proved", elapsed_s)
+        print_untouched(console, induction.untouched)
+        if vacuous:
+            console.print(Text("No state satisfies all clauses, so everything follows from them.", style="bold red"))
+        elif idle:
+            console.print(f"Never taken, in any state that satisfies the clauses: {', '.join(idle)}.")
+        console.print()
+        render.print_command(console, command)
     exit_with(code)
 
 
@@ -123,16 +178,13 @@ def print_proof(
             for title in dict.fromkeys(condition.clause for condition in conditions):
                 print_clause(console, [condition for condition in conditions if condition.clause == title])
     for condition in failed[:FAILED_SHOWN_MAX]:
-        print_counterexample(console, prover, condition)
+        print_counterexample(console, condition, counterexample(prover.symbolic, condition))
     for condition in (*failed[FAILED_SHOWN_MAX:], *(c for c in argument if c.result != PROVED)):
         console.print(
             Text(f"{condition.result}: {_where(condition)}", style=STYLES.get(condition.result, "bold yellow"))
         )
     print_sum(console, results, "conditions proved", elapsed_s[0])
-    console.print(
-        f"{render.plural(prover.untouched, 'condition')} more hold because the action changes nothing that the clause "
-        "speaks of."
-    )
+    print_untouched(console, prover.untouched)
     print_sum(console, argument, "conditions of the ranking argument proved", elapsed_s[1])
     if not whole and variant.breaks:
         console.print(f"'{variant.name}' is known to break: {variant.breaks}.")
@@ -144,6 +196,13 @@ def print_sum(console: Console, conditions: Sequence[Condition], what: str, elap
     text = f"{len(conditions) - failed} {what}" + (f", {failed} not" if failed else "")
     style = "bold red" if failed else "bold green"
     console.print(Text(f"{text}, in {render.seconds(elapsed_s)} on 1 core.", style=style))
+
+
+def print_untouched(console: Console, count: int) -> None:
+    """How many conditions needed no solver."""
+    console.print(
+        f"{render.plural(count, 'condition')} more hold because the action changes nothing that the clause speaks of."
+    )
 
 
 def _where(condition: Condition) -> str:
@@ -165,8 +224,8 @@ def print_clause(console: Console, conditions: Sequence[Condition]) -> None:
     console.print(Padding(Columns(shown, padding=(0, 3)), (0, 0, 0, 4)))
 
 
-def print_counterexample(console: Console, prover: Prover, condition: Condition) -> None:
-    """A condition that failed, as a step."""
+def print_counterexample(console: Console, condition: Condition, fields: Sequence[Shown]) -> None:
+    """A condition that failed, as a step: of the state, the fields that matter."""
     console.print(Text(f"{condition.result}: {_where(condition)}", style=STYLES.get(condition.result, "bold yellow")))
     console.print(Padding(condition.text, (0, 0, 0, 2)))
     if condition.before is None:
@@ -176,7 +235,7 @@ def print_counterexample(console: Console, prover: Prover, condition: Condition)
     columns = ("field", "before", "after") if condition.after is not None else ("field", "value")
     for column in columns:
         table.add_column(column, justify="left" if column == "field" else "right")
-    for row in counterexample(prover.symbolic, condition):
+    for row in fields:
         name = f"{row.field.removeprefix('in_')} (left open)" if row.open else row.field
         changed = row.before != row.after
         after = [str(row.after) if changed else ""] if condition.after is not None else []
@@ -225,16 +284,22 @@ def _condition_json(condition: Condition, *, step: bool) -> dict[str, Any]:
     return value
 
 
+def _found_json(results: Sequence[Condition], untouched: int, elapsed_s: float) -> dict[str, Any]:
+    return {
+        "conditions": [_condition_json(condition, step=True) for condition in results],
+        "proved": sum(condition.result == PROVED for condition in results),
+        "untouched": untouched,
+        "elapsed_s": round(elapsed_s, 3),
+    }
+
+
 def _as_json(
     variant: ModelVariant, prover: Prover, results: Sequence[Condition], zoo: Sequence[VariantOutcome],
     elapsed_s: float, code: int,
 ) -> dict[str, Any]:  # fmt: skip
     return {
         "variant": variant.name,
-        "conditions": [_condition_json(condition, step=True) for condition in results],
-        "proved": sum(condition.result == PROVED for condition in results),
-        "untouched": prover.untouched,
-        "elapsed_s": round(elapsed_s, 3),
+        **_found_json(results, prover.untouched, elapsed_s),
         "zoo": [
             {
                 "variant": outcome.variant.name,

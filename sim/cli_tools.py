@@ -7,9 +7,12 @@ from typing import Annotated
 
 import typer
 
+from fsm.errors import LocalError
 from fsm.lifecycle import BLOCK_TABLE, RECEIVER_TABLE, SENDER_TABLE
+from fsm.table import Table
 from sim import render
 from sim.cli_common import JsonOption, output, print_json, reports_errors
+from sim.cli_load import is_file, load
 from sim.progress import bar
 
 TABLES = {"receiver": RECEIVER_TABLE, "sender": SENDER_TABLE, "block": BLOCK_TABLE}
@@ -57,13 +60,21 @@ def _group_root() -> None:
 
 @reports_errors
 def diagram_command(
-    table: Annotated[TableName, typer.Argument(help="Which lifecycle.")] = TableName.receiver,
+    table: Annotated[
+        str,
+        typer.Argument(metavar="TABLE", help=f"Which lifecycle: {', '.join(TABLES)}, or FILE.py:NAME, a Table of your own."),
+    ] = TableName.receiver.value,
     format: Annotated[
         DiagramFormat, typer.Option("--format", help="A picture, or aligned rows.")
     ] = DiagramFormat.mermaid,
 ) -> None:
     """Draw a lifecycle from the rows that the code runs on."""
-    drawn = TABLES[table.value]
+    if is_file(table):
+        drawn = load(table, Table)
+    elif table in TABLES:
+        drawn = TABLES[table]
+    else:
+        raise LocalError(f"{table}: there is no such table; there are {', '.join(TABLES)}, and path/to/file.py:NAME")
     print(drawn.mermaid() if format is DiagramFormat.mermaid else drawn.text(), end="")
 
 

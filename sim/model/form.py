@@ -39,6 +39,9 @@ State = dict[str, int]
 VALUE_BITS_MAX = 48
 """No field spans more than 2 to this many values: sums and differences then stay within an int64."""
 
+LARGE = 1 << 40
+"""The bound of a field that has none. A proof does not look at it."""
+
 
 class View(Protocol):
     """A state, or many, as guards and updates see them: ``view.name`` and ``view["name"]`` mean the same field."""

@@ -27,13 +27,10 @@ from fsm.lifecycle import BLOCK_TABLE
 from sim.model import protocol_clauses as clauses
 from sim.model import protocol_receiver as receiver
 from sim.model import protocol_sender as sender
-from sim.model.form import Action, Clause, Field, Model, View
+from sim.model.form import LARGE, Action, Clause, Field, Model, View
 from sim.model.protocol_parts import FREE, NOBODY, NONE_SEQ, Choice, Part, Step, move_block
 from sim.model.protocol_receiver import Place
 from sim.model.protocol_rules import PROTOCOL_RULES, ModelRules
-
-LARGE = 1 << 40
-"""The bound of a field that has none. A proof does not look at it."""
 
 FLAG, STATE, SEQ, TOKENS, SIZE = "flag", "state", "seq", "tokens", "size"
 BOOT, BLOCKS, TIMES = "boot", "blocks", "times"

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 from fsm.kernel import Number, Ops
 from fsm.lifecycle import BLOCK_TABLE
 from fsm.states import BlockState, State
-from fsm.table import REFUSE, Table
+from fsm.table import Table
+from sim.model import tables
 from sim.model.form import View, negate
 
 if TYPE_CHECKING:
@@ -102,19 +103,7 @@ def either(ops: Ops, flag: Number) -> Number:
 
 def after(ops: Ops, table: Table, state: Number, event: str, facts: Mapping[str, Number]) -> tuple[Number, Number]:
     """What the rows of a lifecycle's table say: whether the event is legal here, and the state that it leads to."""
-    legal: Number = False
-    target: Number = state
-    for source, rows in table.rows.items():
-        for row in rows:
-            if row.event != event or row.target == REFUSE:
-                continue
-            fits = state == STATE_NUMBERS[source]
-            for literal in filter(None, (part.strip() for part in row.guard.split("&"))):
-                truth = facts[literal.removeprefix("!")]
-                fits = fits & (negate(truth) if literal.startswith("!") else truth)
-            legal = fits | legal
-            target = ops.where(fits, STATE_NUMBERS[row.target], target)
-    return legal, target
+    return tables.after(ops, table, state, event, facts, numbers=STATE_NUMBERS)
 
 
 def _block_rows(event: str) -> list[tuple[int, int]]:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
-from fsm.kernel import INT
 from sim.engines.result import EXIT_HOLDS, EXIT_LIVENESS, EXIT_SAFETY, EXIT_UNKNOWN
-from sim.model.form import Clause, Fields
 from sim.model.protocol import Symbolic, symbolic
 from sim.model.variants import MODEL_VARIANTS, ModelVariant
-from sim.prove.conditions import FAILED, PROVED, UNKNOWN, Condition, Prover
+from sim.prove.conditions import Prover
+from sim.prove.induction import FAILED, PROVED, UNKNOWN, Condition, Proof, Shown, fields_that_matter
 from sim.prove.progress import progress_conditions
 
 HOLDS, BREAKS, NOT_HELD, UNEXPECTED = "holds", "breaks", "not held", "unexpected"
@@ -29,15 +28,6 @@ class VariantOutcome(NamedTuple):
     def as_expected(self) -> bool:
         """Whether the row came out as it must."""
         return self.result != UNEXPECTED
-
-
-class Shown(NamedTuple):
-    """A value of a counterexample: a field before and after the step, and whether it was left open to the action."""
-
-    field: str
-    before: int
-    after: int
-    open: bool
 
 
 def exit_code_of(conditions: list[Condition]) -> int:
@@ -68,53 +58,13 @@ def prove_zoo(clock: Callable[[], float]) -> Iterator[VariantOutcome]:
             yield prove_variant(variant, clock)
 
 
-# --- counterexamples -------------------------------------------------------------------------------------
-
-
-class _Listening(dict[str, int]):
-    """Values that note which of them were read."""
-
-    def __init__(self, values: Mapping[str, int]) -> None:
-        super().__init__(values)
-        self.read: dict[str, None] = {}
-
-    def __getitem__(self, name: str) -> int:
-        self.read[name] = None
-        return super().__getitem__(name)
-
-
-def _read_by(symbolic: Symbolic, expressions: list[Any], state: Mapping[str, int]) -> dict[str, None]:
-    values = _Listening(state)
-    view = Fields(values, symbolic.model.name)
-    for expression in expressions:
-        expression(INT, view)
-    return values.read
-
-
 def counterexample(symbolic: Symbolic, condition: Condition) -> list[Shown]:
-    """The fields that matter: those that the clause or the guard reads, and those that the action changes; of the
-    others, a clause cannot depend on them. In the order of the model."""
-    model = symbolic.model
-    before = condition.before or {}
-    after = condition.after or before
-    clauses: tuple[Clause, ...] = (*model.clauses, *progress_conditions(symbolic))
-    clause = next(clause for clause in clauses if clause.name == condition.clause)
-    read = _read_by(symbolic, [clause.holds], after)
-    inputs: dict[str, None] = {}
-    if condition.action:
-        action = model.action(condition.action)
-        inputs = _read_by(symbolic, [action.guard, action.update], before)
-    start = dict(model.initial[0])
-    shown = []
-    for field in model.fields:
-        name = field.name
-        is_open = name in symbolic.inputs
-        changed = before[name] != after[name]
-        matters = (
-            changed
-            or (name in inputs if is_open else name in read)
-            or (name in inputs and before[name] != start.get(name))
-        )
-        if matters and not (is_open and not (name in inputs or name in read)):
-            shown.append(Shown(name, before[name], after[name], is_open))
-    return shown
+    """The fields of the protocol that matter for a condition that failed."""
+    proof = Proof(symbolic.model, symbolic.given, symbolic.inputs)
+    return fields_that_matter(proof, condition, progress_conditions(symbolic))
+
+
+__all__ = [
+    "BREAKS", "HOLDS", "NOT_HELD", "UNEXPECTED", "Shown", "VariantOutcome", "counterexample", "exit_code_of",
+    "prove_variant", "prove_zoo",
+]  # fmt: skip

@@ -65,6 +65,9 @@ class Term:
     def __floordiv__(self, other: Any) -> Term:
         return self._of(self.terms.divide(self.value, self._raw(other)))
 
+    def __mod__(self, other: Any) -> Term:
+        return self._of(self.value % self._raw(other))
+
     def __eq__(self, other: Any) -> Term:  # type: ignore[override]
         if isinstance(other, bool):
             return self if other else self._of(self.terms.z3.Not(self.value))

@@ -47,8 +47,8 @@ def arrived(encoder: Encoder, job: Job = SMALLEST) -> Request:
 
 
 def test_it_runs_in_two_processes_and_bears_the_end_of_one(capsys: pytest.CaptureFixture[str]) -> None:
-    """A pool of 4 blocks, so that everything is resumed; the encode worker is killed in mid transfer, once. The language
-    worker is this process: that saves an import of torch."""
+    """A pool of 4 blocks, so that everything is resumed; the encode worker is killed in mid transfer, once. The
+    language worker is this process: that saves an import of torch."""
     arguments = "--requests 3 --pool-blocks 4 --train-steps 0 --kill-encoder-once"
     code = program.main(arguments.split())
     said = capsys.readouterr().out

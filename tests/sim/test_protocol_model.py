@@ -26,9 +26,9 @@ from fsm.lifecycle import (
 )
 from fsm.messages import BlockRef, Epoch
 from fsm.states import BlockState, State
-from sim.model.form import Fields, Model, holds, successors, without_symmetry
+from sim.model.form import LARGE, Fields, Model, holds, successors, without_symmetry
 from sim.model.form import State as Values
-from sim.model.protocol import LARGE, symbolic
+from sim.model.protocol import symbolic
 from sim.model.protocol_bounded import Bounds, bounded
 from sim.model.protocol_parts import BLOCK_NUMBERS, STATE_NUMBERS, Step, after, move_block
 from sim.model.protocol_rules import PROTOCOL_RULES
