@@ -162,7 +162,7 @@ def check_command(
     else:
         if found is not None:
             print_views(console, found.trace)
-        _print_answer(console, result, command, trace)
+        _print_answer(console, result, command, trace, command_line("explore", *(arguments or ["watermark"])))
     exit_with(result.exit_code)
 
 
@@ -315,7 +315,9 @@ def _print_shortened(console: Console, trace: Trace) -> None:
     print_views(console, trace)
 
 
-def _print_answer(console: Console, result: Result, command: str, path: Path | None) -> None:
+def _print_answer(console: Console, result: Result, command: str, path: Path | None, see: str = "") -> None:
+    """The verdict and what to do next; ``see`` makes a page of the run, where that is another command than for a
+    trace file."""
     render.print_requests(console, result.requests)
     console.print()
     render.print_facts(console, render.verdict_facts(result))
@@ -326,4 +328,6 @@ def _print_answer(console: Console, result: Result, command: str, path: Path | N
         else:
             console.print(f"No property was broken, so {path} was not written.", soft_wrap=True)
     console.print()
+    if result.violations and (path is not None or see):
+        render.print_command(console, see if path is None else command_line("explore", str(path)), "see it   ")
     render.print_command(console, command)

@@ -97,4 +97,5 @@ def _show(trace: Trace, judged: Judged, path: Path, command: str) -> None:
     if not judged.violations:
         console.print("No property is broken in this run, as far as this process could see.")
     console.print()
+    render.print_command(console, command_line("explore", str(path)), "see it   ")
     render.print_command(console, command)

@@ -121,6 +121,7 @@ def replay_command(trace: TraceArgument, pytest: PytestOption = None, json: Json
         print_marked(console, views, point)
         print_broken(console, read)
         render.print_facts(console, [("digest", replayed.digest)])
+        render.print_command(console, command_line("explore", str(trace)), "see it   ")
         render.print_command(console, read.header.command or command)
         if pytest is not None:
             render.print_command(console, shlex.join(["pytest", str(pytest)]), "test     ")
