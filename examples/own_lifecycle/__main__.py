@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     shown = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("version", "simulated", "checked", "proved"):
         shown.add_column(column, no_wrap=True)
-    started, wrong = time.monotonic(), []
+    started, wrong, lines = time.monotonic(), [], ["there is none"]
     for name, rules in versions.items():
         batch = simulate(rules, runs=options.runs, steps_max=60, seed=options.seed)
         result = explore(bounded(rules))
@@ -88,8 +88,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if name == options.show and result.violation is not None:
             lines = trace_lines(bounded(rules), result.violation)
     console.print(shown, soft_wrap=False)
-    console.print("\nsimulated: at random. checked: every state of a small size.")
-    console.print("proved: for any number of clients, leases and writes; a proof that fails says where the argument ends.")
+    promised = "; ".join(f"{clause.property} {clause.name}" for clause in bounded().clauses)
+    console.print(f"\n{promised}.")
+    console.print("simulated: at random. checked: every state of a small size, and no shorter way leads there.")
+    console.print("proved: for any number of clients, leases and writes; where it fails, the argument ends there.")
     console.print(f"ours, simulated: {ours}.")
     console.print(f"\nThe shortest run that breaks '{options.show}':\n")
     console.print("\n".join(lines))
