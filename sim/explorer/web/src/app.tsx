@@ -93,7 +93,9 @@ function Banner(props: { place: Place; run: (command: Command) => void; leave: (
   const n = place.take.length;
   return (
     <p class="banner" role="status">
-      <b>Your own path</b>: {n} {n === 1 ? "step" : "steps"} from step {place.from} of the recorded run.
+      <span>
+        <b>Your own path</b>: {n} {n === 1 ? "step" : "steps"} from step {place.from} of the recorded run.
+      </span>
       <button type="button" onClick={() => props.run("undo")}>
         take back the last one
       </button>
@@ -188,7 +190,7 @@ export function App({ world }: { world: World }) {
   useEffect(() => showTheme(theme), [theme]);
   useEffect(() => {
     // Chromium takes no more than 200 changes of the address in half a minute.
-    const timer = window.setTimeout(() => showInAddress(place), 120);
+    const timer = window.setTimeout(() => showInAddress(world, place), 120);
     return () => window.clearTimeout(timer);
   }, [place]);
 

@@ -4,6 +4,8 @@ import type { Arrow, Run } from "./types.ts";
 
 /** Something on its way. A step is -1 where that did not happen (or nobody saw it). */
 export interface Flight {
+  /** Its place among the flights of its run. */
+  id: number;
   what: string;
   source: string;
   target: string;
@@ -24,11 +26,11 @@ export interface Flight {
 
 const keyOf = (arrow: Arrow): string => JSON.stringify([arrow.what, arrow.source, arrow.target, arrow.text]);
 
-function begin(arrow: Arrow, step: number, place: number): Flight {
+function begin(arrow: Arrow, step: number, place: number, id: number): Flight {
   const { what, source, target, room, label, text } = arrow;
   const seen = arrow.end === "leave" || arrow.end === "copy";
   return {
-    ...{ what, source, target, room, label, text },
+    ...{ id, what, source, target, room, label, text },
     left: seen ? step : -1,
     copy: arrow.end === "copy",
     held: -1,
@@ -43,7 +45,7 @@ function begin(arrow: Arrow, step: number, place: number): Flight {
 function apply(flights: Flight[], open: Map<string, Flight[]>, arrow: Arrow, step: number, place: number): void {
   const waiting = open.get(keyOf(arrow)) ?? [];
   if (arrow.end === "leave" || arrow.end === "copy" || waiting.length === 0) {
-    const flight = begin(arrow, step, place);
+    const flight = begin(arrow, step, place, flights.length);
     flights.push(flight);
     waiting.push(flight);
     open.set(keyOf(arrow), waiting);

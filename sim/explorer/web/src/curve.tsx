@@ -59,7 +59,8 @@ export function Curve({ series, scale, y, view, step, room }: CurveProps) {
   const first = series.points.find((point) => ahead(point) > point.landed) ?? null;
   const words = aheadWords(first);
   const wide = shoutWidth(words) + 14;
-  const tagX = first ? Math.max(2, Math.min(scale.width - wide - 2, scale.left(first.step) - wide - 6)) : 0;
+  const left = first ? scale.left(first.step) - wide - 6 : 0;
+  const tagX = left >= 0 || !first ? left : Math.max(2, Math.min(scale.total - wide - 2, scale.left(first.step + 1) + 6));
   return (
     <g class={`curve ${room}`}>
       <line class="base" x1={0} x2={scale.width} y1={up(0)} y2={up(0)} />

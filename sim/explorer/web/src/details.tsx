@@ -5,7 +5,7 @@ import type { Snapshot } from "./fold.ts";
 import { alarmsOf, roomClass, type Model } from "./model.ts";
 import { SIGNS } from "./sequence.tsx";
 import type { Mark, Step } from "./types.ts";
-import { sectionsOf, timeWords, type Section } from "./words.ts";
+import { sectionsOf, stepWords, timeWords, type Section } from "./words.ts";
 
 function Callouts({ marks, properties }: { marks: Mark[]; properties: Record<string, string> }) {
   return (
@@ -69,10 +69,9 @@ export function Details({ model, step, before, room, properties }: DetailsProps)
       </h3>
       <p class="what">
         {step.fault && <b class="sign fault">! fault: </b>}
-        {step.skipped && <b class="cannot">cannot: </b>}
-        {step.text || "the state before anything happened"}
+        {stepWords(step)}
       </p>
-      {step.skipped && <p class="note">The other run takes this step; this version had nothing that answers to it.</p>}
+      {step.skipped && <p class="note">Only the other run has this step.</p>}
       {step.extra && <p class="note">Only this run has this step.</p>}
       <Callouts marks={marks} properties={properties} />
       {alarms.map((alarm, i) => (

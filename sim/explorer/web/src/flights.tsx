@@ -23,9 +23,11 @@ interface Shape {
 /** The x of a track; tracks share the middle of the network. */
 function trackX(columns: Columns, track: number, tracks: number): number {
   const room = Math.max(20, columns.network.width - 2 * Math.min(56, columns.network.width * 0.28));
-  const space = Math.min(16, room / Math.max(1, tracks));
+  // Where there are more than fit, tracks are used twice.
+  const fit = Math.max(1, Math.min(tracks, Math.floor(room / 7)));
+  const space = Math.min(16, room / fit);
   const middle = columns.network.x + columns.network.width / 2;
-  return middle + (track - (tracks - 1) / 2) * space;
+  return middle + ((track % fit) - (fit - 1) / 2) * space;
 }
 
 const laneX = (columns: Columns, name: string): number =>
@@ -145,7 +147,7 @@ export function Flights({ model, rows, columns, room, step, window, go }: Flight
     <g>
       {seen.map((flight) => (
         <FlightLine
-          key={model.flights.indexOf(flight)}
+          key={flight.id}
           flight={flight}
           shape={shapeOf(flight, rows, columns, model, tracks)}
           room={roomClass(model.rooms, flight.room)}

@@ -26,11 +26,13 @@ export function Verdict({ run }: { run: Run }) {
 /** How the run came about, in a word or two. */
 function originWords(run: Run): string {
   if (run.origin === "worker") return "recorded from real workers";
+  if (run.origin === "own") return "";
   if (run.origin === "guided") return "the same choices, another version";
   return run.origin ? `found by ${run.origin}` : "";
 }
 
 function Facts({ run }: { run: Run }) {
+  if (run.facts.length === 0) return null;
   return (
     <details class="facts">
       <summary>
@@ -94,7 +96,7 @@ export function Header({ page, model, go }: HeaderProps) {
       <div class="head-line">
         <h1>{page.title}</h1>
         <Verdict run={run} />
-        {run.name !== page.title && <span class="run-name">{run.name}</span>}
+        {!page.title.startsWith(run.name) && <span class="run-name">{run.name}</span>}
       </div>
       <Broken page={page} run={run} go={go} />
       {alarmsOf(model).map((alarm, i) => (

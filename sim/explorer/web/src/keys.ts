@@ -57,7 +57,7 @@ const COMMANDS: Record<string, Command> = {
 /** The command of a key, or null: keys with Ctrl, Alt or Meta, and keys that the focused field needs itself. */
 export function commandOf(event: KeyboardEvent): Command | null {
   if (event.ctrlKey || event.altKey || event.metaKey || event.defaultPrevented) return null;
-  const target = event.target as HTMLElement | null;
+  const target = event.target instanceof Element ? event.target : null;
   const tag = target?.tagName ?? "";
   if (tag === "SELECT" || tag === "TEXTAREA" || (target?.closest("dialog") ?? null)) return null;
   if (tag === "INPUT" && /^(Arrow|Home|End)/.test(event.key)) return null;

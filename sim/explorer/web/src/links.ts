@@ -11,11 +11,11 @@ export interface Place {
 
 const whole = (text: string | null): number | null => (text !== null && /^\d{1,9}$/.test(text) ? Number(text) : null);
 
-/** The fragment, with its `#`. */
-export function writeLink(place: Place): string {
+/** The fragment, with its `#`. `comparable`: there are two runs, so that it says whether both are shown. */
+export function writeLink(place: Place, comparable: boolean): string {
   const parts = [`step=${place.step}`];
   if (place.room !== null) parts.push(`room=${place.room}`);
-  if (place.compare) parts.push("compare=1");
+  if (comparable) parts.push(`compare=${place.compare ? 1 : 0}`);
   if (place.take.length) parts.push(`from=${place.from}`, `take=${place.take.join(".")}`);
   return "#" + parts.join("&");
 }
@@ -31,8 +31,8 @@ export function readLink(fragment: string): Partial<Place> {
   if (step !== null) place.step = step;
   if (room !== null) place.room = room;
   if (fields.has("compare")) place.compare = fields.get("compare") === "1";
-  if (from !== null && take.length && take.every((item) => item !== null)) {
-    place.from = from;
+  if (take.length && take.every((item) => item !== null)) {
+    place.from = from ?? 0;
     place.take = take as number[];
   }
   return place;

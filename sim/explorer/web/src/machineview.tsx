@@ -104,7 +104,7 @@ function OneKind({ machine, items, moved }: OneProps) {
   return (
     <figure class="lifecycle">
       <figcaption>
-        <b>{machine.name}</b>
+        <b class="kind">{machine.name.split(" ")[0]}</b>
         {items.length > 1 ? (
           <select aria-label={`which ${machine.name}`} value={shown.key} onChange={(event) => setChosen(event.currentTarget.value)}>
             {items.map((item) => (
@@ -147,7 +147,10 @@ function blockItems(model: Model, step: number, room: number | null, machine: Ma
   return rows.map((row) => {
     const at = row.segments.findIndex((segment) => segment.first <= step && step <= segment.last);
     const block = row.segments[at]!.block;
-    const before = row.segments[at - 1]?.block.state ?? "";
+    const since = row.segments[at]!.first;
+    const read = row.touches.some((touch) => touch.step === since && touch.what === "read");
+    // A block that was read within the step went through all of its states in it; only the last move is shown.
+    const before = block.state === "Free" && read ? "Reading" : (row.segments[at - 1]?.block.state ?? "");
     const move = machine.moves.find((item) => item.source === before && item.target === block.state);
     return {
       key: blockKey(row),

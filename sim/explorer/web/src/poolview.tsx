@@ -59,6 +59,11 @@ export function StateBox(props: { x: number; y: number; width: number; height: n
   );
 }
 
+/** How wide the words of a wrong touch are, with their ground. */
+export const tagWidth = (finding: Finding): number => shoutWidth(shout(finding)) + 14;
+
+const isFaint = (room: number, only: number | null): boolean => only !== null && room >= 0 && room !== only;
+
 interface RowProps {
   row: PoolRow;
   model: Model;
@@ -66,6 +71,8 @@ interface RowProps {
   y: number;
   height: number;
   view: [number, number];
+  /** Blocks and touches of other rooms are faint; null: of none. */
+  only: number | null;
 }
 
 function segmentLabel(segment: Segment, width: number): string {
@@ -86,7 +93,7 @@ function SegmentBox({ segment, props }: { segment: Segment; props: RowProps }) {
   const name = `r${block.rank} b${block.block}`;
   const when = segment.first === segment.last ? `step ${segment.first}` : `steps ${segment.first} to ${segment.last}`;
   return (
-    <g>
+    <g class={isFaint(block.room, props.only) ? "faint" : ""}>
       <title>{`${name}, ${when}\n${blockWords(block)}`}</title>
       <StateBox {...{ x, y, width, height }} state={block.state} room={roomClass(model.rooms, block.room)} />
       {height >= 13 && (
@@ -105,8 +112,9 @@ function TouchSign({ touch, props, index }: { touch: TouchAt; props: RowProps; i
   const x = scale.left(touch.step + 1) - 2 - size - index * (size * 2 + 1);
   const middle = y + height / 2;
   const d = touch.what === "write" ? `M${-size} ${-size}H${size}L0 ${size}Z` : `M${-size} ${size}H${size}L0 ${-size}Z`;
+  const faint = isFaint(touch.room, props.only) ? " faint" : "";
   return (
-    <path class={`touch ${touch.what}`} transform={`translate(${x} ${middle})`} d={d}>
+    <path class={`touch ${touch.what}${faint}`} transform={`translate(${x} ${middle})`} d={d}>
       <title>{`step ${touch.step}, r${touch.rank} b${touch.block}: ${touchWords(touch)}`}</title>
     </path>
   );
@@ -135,10 +143,10 @@ export function AlarmView(props: { finding: Finding; scale: Scale; y: number; he
   const { finding, scale, y, height } = props;
   const x = scale.left(finding.step);
   const words = shout(finding);
-  const wide = shoutWidth(words) + 14;
+  const wide = tagWidth(finding);
   const after = x + scale.column + 5;
   const late = finding.written >= 0 ? scale.left(finding.written) : -1;
-  const right = after + wide <= scale.width && (late < 0 || late > after + wide);
+  const right = after + wide <= scale.total && (late < 0 || late > after + wide);
   const left = right ? after : Math.max(2, x - wide - 5);
   const middle = y + height / 2;
   const tall = Math.min(18, height - 1);

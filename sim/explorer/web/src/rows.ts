@@ -3,6 +3,7 @@
 import { spanOf, type Flight } from "./arrows.ts";
 import { concerns } from "./fold.ts";
 import type { Lane, Run, Step } from "./types.ts";
+import { stepWords } from "./words.ts";
 import { wrap, type Measure } from "./wrap.ts";
 
 export const LINE = 16;
@@ -32,6 +33,8 @@ export interface Row {
 /** The columns of a diagram. `lanes` has the x of each lane's line. */
 export interface Columns {
   width: number;
+  /** Narrow: smaller letters. */
+  small: boolean;
   /** The title has a line of its own above the lanes' text. */
   stacked: boolean;
   title: { x: number; width: number };
@@ -41,7 +44,7 @@ export interface Columns {
   lanes: Map<string, number>;
 }
 
-const GUTTER = 46;
+const GUTTER = 52;
 const BETWEEN = 22;
 
 /** Divides a width among the columns. */
@@ -53,8 +56,9 @@ export function columnsOf(width: number, lanes: Lane[]): Columns {
   const title = { x: GUTTER, width: stacked ? width - GUTTER - 8 : Math.min(190, width * 0.19) };
   const left = stacked ? 8 : GUTTER + title.width + 8;
   const rest = width - left - 8 - lines;
-  const network = Math.max(96, Math.min(300, rest * (stacked ? 0.34 : 0.33)));
-  const sender = Math.max(40, (rest - network) * (stacked ? 0.44 : 0.42));
+  const small = width < 520;
+  const network = Math.max(92, Math.min(300, rest * (small ? 0.28 : 0.33)));
+  const sender = Math.max(40, (rest - network) * (small ? 0.5 : 0.42));
   const receiver = Math.max(40, rest - network - sender);
   const at = new Map<string, number>();
   let x = left + sender;
@@ -65,7 +69,7 @@ export function columnsOf(width: number, lanes: Lane[]): Columns {
   for (const [i, lane] of receivers.entries()) at.set(lane.name, x + i * BETWEEN);
   x += BETWEEN * Math.max(0, receivers.length - 1);
   return {
-    ...{ width, stacked, title, lanes: at },
+    ...{ width, small, stacked, title, lanes: at },
     sender: { x: left, width: sender - 12 },
     receiver: { x: x + 12, width: receiver - 12 },
     network: { x: networkX, width: network },
@@ -130,8 +134,8 @@ export function rowsOf(run: Run, options: RowOptions): Row[] {
   let top = 0;
   return run.steps.map((step) => {
     const folded = room !== null && step.number !== current && step.number !== 0 && !concerns(step, room);
-    const text = step.text || (step.number === 0 ? "the state at the start" : step.action);
-    const long = (step.skipped ? "cannot: " : "") + text + (step.extra ? " (only in this run)" : "");
+    const text = stepWords(step);
+    const long = text + (step.extra ? " (only in this run)" : "");
     const title = folded ? [text] : wrap(long, columns.title.width - 8, measure);
     const sayings = folded ? [] : sayingsOf(step, run.lanes, columns, measure, room);
     const linesOn = (side: string): number =>

@@ -6,10 +6,10 @@ import { useTwin, useView, useWidth } from "./hooks.ts";
 import { roomClass, type Model } from "./model.ts";
 import { alignRows, columnsOf, rowAt, rowsOf, textTop, type Columns, type Row } from "./rows.ts";
 import type { Mark } from "./types.ts";
-import { stepLine } from "./words.ts";
+import { isBad, stepLine } from "./words.ts";
 import { canvasMeasure, FAMILY } from "./wrap.ts";
 
-const measure = canvasMeasure(`12.5px ${FAMILY}`);
+const measures = { large: canvasMeasure(`12.5px ${FAMILY}`), small: canvasMeasure(`11.5px ${FAMILY}`) };
 
 /** A sign for each kind of mark, and its words. */
 export const SIGNS: Record<string, [string, string]> = {
@@ -40,7 +40,7 @@ function Sayings({ row, columns, model, side }: Pick<RowProps, "row" | "columns"
       {items.map((item, i) => (
         <div key={i} class={`saying ${roomClass(model.rooms, item.room)}`}>
           {item.badge && <span class="badge">{item.badge}</span>}
-          <span class={item.lines.join(" ").includes("WRONG") ? "lines wrong" : "lines"}>
+          <span class={isBad(item.lines.join(" ")) ? "lines wrong" : "lines"}>
             {item.lines.map((line, j) => (
               <span key={j} class="textline">
                 {line}{" "}
@@ -136,6 +136,7 @@ export function Sequence({ model, other, step, room, id, go }: SequenceProps) {
   const columns = useMemo(() => columnsOf(Math.max(280, width), model.run.lanes), [width, model]);
   const current = room === null ? -1 : step;
   const { rows, total } = useMemo(() => {
+    const measure = columns.small ? measures.small : measures.large;
     const options = { columns, measure, room, current };
     return alignRows(rowsOf(model.run, options), other ? rowsOf(other.run, options) : []);
   }, [columns, model, other, room, current]);
@@ -167,7 +168,7 @@ export function Sequence({ model, other, step, room, id, go }: SequenceProps) {
       aria-activedescendant={`${id}-${here}`}
     >
       <Heads model={model} columns={columns} />
-      <div class="rows" style={{ height: `${total}px` }}>
+      <div role="presentation" class={`rows${columns.small ? " small-text" : ""}${columns.stacked ? " stacked" : ""}`} style={{ height: `${total}px` }}>
         <svg class="ground-lines" width={columns.width} height={total} aria-hidden="true">
           <rect class="network" x={columns.network.x} y={0} width={columns.network.width} height={total} />
         </svg>

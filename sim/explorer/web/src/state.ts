@@ -106,8 +106,8 @@ export function settle(world: World, wanted: Partial<Place>): Place {
 export const placeOfAddress = (world: World): Place => settle(world, readLink(location.hash));
 
 /** Writes the place into the address, without a new entry in the history. */
-export function showInAddress(place: Place): void {
-  const link = writeLink(place);
+export function showInAddress(world: World, place: Place): void {
+  const link = writeLink(place, world.page.runs.length > 1 || place.take.length > 0);
   if (link === location.hash) return;
   try {
     history.replaceState(null, "", link);

@@ -4,16 +4,18 @@ import { useLayoutEffect, useMemo, useRef } from "preact/hooks";
 import { Curve, CURVE_HEIGHT, CurveKey, curveWords } from "./curve.tsx";
 import { useView, useWidth } from "./hooks.ts";
 import { roomClass, type Model } from "./model.ts";
-import { AlarmView, PoolKey, PoolRowView, shownRows } from "./poolview.tsx";
+import { AlarmView, PoolKey, PoolRowView, shownRows, tagWidth } from "./poolview.tsx";
 import { stepsInView, timeScale, type Scale } from "./scale.ts";
 import { SIGNS } from "./sequence.tsx";
 
 const HEAD = 30;
-const GUTTER = 92;
+/** The width of the rows' names. */
+const gutterOf = (width: number): number => (width < 480 ? 58 : 92);
 
 /** The steps with their marks; every so many have their number. */
 function StepHeads({ model, scale, view, step }: { model: Model; scale: Scale; view: [number, number]; step: number }) {
-  const every = [1, 2, 5, 10, 20, 50, 100].find((n) => n * scale.column >= 26) ?? 100;
+  const space = 12 + String(scale.count).length * 7;
+  const every = [1, 2, 5, 10, 20, 50, 100].find((n) => n * scale.column >= space) ?? 100;
   const numbers = [];
   for (let i = view[0]; i <= view[1]; i++) if (i % every === 0 || i === step) numbers.push(i);
   const marks = model.run.marks.filter((mark) => mark.step >= view[0] && mark.step <= view[1]);
@@ -21,9 +23,9 @@ function StepHeads({ model, scale, view, step }: { model: Model; scale: Scale; v
   return (
     <>
       {numbers
-        .filter((i) => i === step || Math.abs(i - step) * scale.column >= 24)
+        .filter((i) => i === step || Math.abs(i - step) * scale.column >= space)
         .map((i) => (
-          <text key={i} class={i === step ? "step-number now" : "step-number"} x={scale.middle(i)} y={HEAD - 5} text-anchor="middle">
+          <text key={i} class={i === step ? "step-number now" : "step-number"} x={Math.min(scale.middle(i), scale.total - space / 2 + 4)} y={HEAD - 5} text-anchor="middle">
             {i}
           </text>
         ))}
@@ -61,14 +63,14 @@ export interface TimelineProps {
 
 type Places = ReturnType<typeof places>;
 
-function Gutter({ model, place, step }: { model: Model; place: Places; step: number }) {
+function Gutter({ model, place, step, width }: { model: Model; place: Places; step: number; width: number }) {
   const several = model.run.pools.length > 1;
   return (
-    <svg class="gutter" width={GUTTER} height={place.total} aria-hidden="true">
-      <rect class="ground" width={GUTTER} height={place.total} />
+    <svg class="gutter" width={width} height={place.total} aria-hidden="true">
+      <rect class="ground" width={width} height={place.total} />
       {place.rows.map((row, i) => (
-        <text key={`${row.rank}/${row.block}`} x={GUTTER - 8} y={i * (place.height + 2) + place.height / 2 + 4} text-anchor="end">
-          {several ? `rank ${row.rank} ` : "block "}b{row.block}
+        <text key={`${row.rank}/${row.block}`} x={width - 8} y={i * (place.height + 2) + place.height / 2 + 4} text-anchor="end">
+          {width < 80 ? (several ? `r${row.rank} ` : "") : several ? `rank ${row.rank} ` : "block "}b{row.block}
         </text>
       ))}
       {place.series.map((item, i) => {
@@ -76,10 +78,10 @@ function Gutter({ model, place, step }: { model: Model; place: Places; step: num
         return (
           <g key={`${item.rank}/${item.room}`}>
             <title>{curveWords(item, step)}</title>
-            <text class="strong" x={GUTTER - 8} y={y + 40} text-anchor="end">room {item.room}</text>
-            {several && <text x={GUTTER - 8} y={y + 55} text-anchor="end">rank {item.rank}</text>}
-            {item.tokens > 0 && <text class="tick" x={GUTTER - 4} y={y + 18} text-anchor="end">{item.tokens}</text>}
-            <text class="tick" x={GUTTER - 4} y={y + CURVE_HEIGHT - 9} text-anchor="end">0</text>
+            <text class="strong" x={width - 8} y={y + 40} text-anchor="end">room {item.room}</text>
+            {several && <text x={width - 8} y={y + 55} text-anchor="end">rank {item.rank}</text>}
+            {item.tokens > 0 && <text class="tick" x={width - 4} y={y + 18} text-anchor="end">{item.tokens}</text>}
+            <text class="tick" x={width - 4} y={y + CURVE_HEIGHT - 9} text-anchor="end">0</text>
           </g>
         );
       })}
@@ -101,10 +103,16 @@ function inWords(model: Model, place: Places, step: number): string {
 export function Timeline({ model, count, step, room, go }: TimelineProps) {
   const scroller = useRef<HTMLDivElement>(null);
   const width = useWidth(scroller);
-  const scale = useMemo(() => timeScale(count, Math.max(200, width - GUTTER - 2)), [count, width]);
+  const gutter = gutterOf(width);
+  const scale = useMemo(() => {
+    const available = Math.max(200, width - gutter - 2);
+    const plain = timeScale(count, available);
+    const end = Math.max(0, ...model.findings.map((item) => plain.left(item.step + 1) + tagWidth(item) + 8));
+    return end <= plain.width ? plain : timeScale(count, available, Math.max(...model.findings.map(tagWidth)) + 12);
+  }, [count, width, model]);
   const place = useMemo(() => places(model, room), [model, room]);
   const view = useView(scroller, model);
-  const inView = stepsInView(scale, view.left, view.width - GUTTER);
+  const inView = stepsInView(scale, view.left, view.width - gutter);
   const here = Math.min(step, model.last);
   const seen: [number, number] = [inView[0], Math.min(inView[1], model.last)];
 
@@ -112,7 +120,7 @@ export function Timeline({ model, count, step, room, go }: TimelineProps) {
     const element = scroller.current;
     if (!element) return;
     const left = scale.left(here) - 2 * scale.column;
-    const right = scale.left(here + 1) + 2 * scale.column - (element.clientWidth - GUTTER);
+    const right = scale.left(here + 1) + 2 * scale.column - (element.clientWidth - gutter);
     if (element.scrollLeft > left) element.scrollLeft = Math.max(0, left);
     else if (element.scrollLeft < right) element.scrollLeft = right;
   }, [here, scale]);
@@ -128,23 +136,23 @@ export function Timeline({ model, count, step, room, go }: TimelineProps) {
       <h3>Block pool and watermark</h3>
       <p class="offscreen">{inWords(model, place, step)}</p>
       <div class="time-scroll" ref={scroller} tabIndex={-1}>
-        <div class="time-head" style={{ width: `${GUTTER + scale.width}px` }}>
-          <svg class="gutter" width={GUTTER} height={HEAD} aria-hidden="true">
-            <rect class="ground" width={GUTTER} height={HEAD} />
-            <text class="tick" x={GUTTER - 8} y={HEAD - 5} text-anchor="end">step</text>
+        <div class="time-head" style={{ width: `${gutter + scale.total}px` }}>
+          <svg class="gutter" width={gutter} height={HEAD} aria-hidden="true">
+            <rect class="ground" width={gutter} height={HEAD} />
+            <text class="tick" x={gutter - 8} y={HEAD - 5} text-anchor="end">step</text>
           </svg>
-          <svg width={scale.width} height={HEAD} onClick={click} aria-hidden="true">
-            <rect class="ground" width={scale.width} height={HEAD} />
+          <svg width={scale.total} height={HEAD} onClick={click} aria-hidden="true">
+            <rect class="ground" width={scale.total} height={HEAD} />
             <StepHeads model={model} scale={scale} view={inView} step={here} />
           </svg>
         </div>
-        <div class="time-body" style={{ width: `${GUTTER + scale.width}px` }}>
-          <Gutter model={model} place={place} step={step} />
-          <svg class="drawing" width={scale.width} height={place.total} onClick={click} aria-hidden="true">
-            <rect class="ground" width={scale.width} height={place.total} />
+        <div class="time-body" style={{ width: `${gutter + scale.total}px` }}>
+          <Gutter model={model} place={place} step={step} width={gutter} />
+          <svg class="drawing" width={scale.total} height={place.total} onClick={click} aria-hidden="true">
+            <rect class="ground" width={scale.total} height={place.total} />
             <rect class="now-column" x={scale.left(here)} width={scale.column} height={place.total} />
             {place.rows.map((row, i) => (
-              <PoolRowView key={`${row.rank}/${row.block}`} {...{ row, model, scale }} y={rowY(i)} height={place.height} view={seen} />
+              <PoolRowView key={`${row.rank}/${row.block}`} {...{ row, model, scale }} y={rowY(i)} height={place.height} view={seen} only={room} />
             ))}
             {place.series.map((item, i) => (
               <Curve

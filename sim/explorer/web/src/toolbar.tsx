@@ -50,13 +50,14 @@ function Jump(props: { kind: string; label: string; keys: string; target: number
       class={`jump ${props.kind}`}
       disabled={props.target === null}
       title={`${props.label} (${props.keys})`}
+      aria-label={props.label}
       aria-keyshortcuts={props.keys}
       onClick={() => props.run(props.command)}
     >
       <b class={`sign ${props.kind}`} aria-hidden="true">
         {sign}
-      </b>{" "}
-      {props.label}
+      </b>
+      <span>{props.label}</span>
     </button>
   );
 }

@@ -90,7 +90,7 @@ const sentence = (head: string, body: string, room: number, bad = false, more = 
 function joinHeads(heads: string[]): string {
   const groups = new Map<string, string[]>();
   for (const head of new Set(heads)) {
-    const [, start, end] = /^(.*) (\S+)$/.exec(head) ?? [null, head, ""];
+    const [, start, end] = /^(r\d+) (b\d+)$/.exec(head) ?? [null, head, ""];
     groups.set(start!, [...(groups.get(start!) ?? []), end!]);
   }
   return [...groups].map(([start, ends]) => `${start} ${ends.join(" ")}`.trim()).join(", ");
@@ -126,7 +126,7 @@ function blockSentence(block: Block, before: Snapshot): Sentence {
 export function sectionsOf(step: Step, before: Snapshot): Section[] {
   const several = new Set([...before.lifecycles.values(), ...step.lifecycles].map((item) => item.rank)).size > 1;
   const sections: Section[] = [
-    { title: "What they did", sentences: step.said.map((said) => sentence(said.lane, said.text, said.room, said.text.includes("WRONG"))) },
+    { title: "What they did", sentences: step.said.map((said) => sentence(said.lane, said.text, said.room, isBad(said.text))) },
     {
       title: "On the way",
       sentences: step.arrows.map((arrow) =>
@@ -158,9 +158,17 @@ export function sectionsOf(step: Step, before: Snapshot): Section[] {
     .map((section) => ({ title: section.title, sentences: merge(section.sentences) }));
 }
 
+/** Whether what a process did is something to shout about. */
+export const isBad = (text: string): boolean => /\b(WRONG|TRESPASS|ledger refuses)\b/.test(text);
+
 /** One line for a step, such as a screen reader says. */
 export function stepLine(step: Step, last: number): string {
-  const fault = step.fault ? ", a fault" : "";
-  const skipped = step.skipped ? ", which this version cannot take" : "";
-  return `Step ${step.number} of ${last}${fault}: ${step.text || "the state before anything happened"}${skipped}`;
+  return `Step ${step.number} of ${last}${step.fault ? ", a fault" : ""}: ${stepWords(step)}`;
+}
+
+/** What a step is, in words; of one that was skipped, that it cannot be taken. */
+export function stepWords(step: Step): string {
+  const text = step.text || step.action || "the state before anything happened";
+  if (!step.skipped || / has ended$/.test(text)) return text;
+  return `cannot: ${text.replace(/: not possible here$/, "")}`;
 }
