@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 NAMES = [document.relative_to(ROOT).as_posix() for document in DOCUMENTS]
 
-FOLDERS = ("fsm", "sim", "gpu_backend", "tests", "docs", ".ci")
+FOLDERS = ("fsm", "sim", "gpu_backend", "tests", "docs", "examples", ".ci")
 
 LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)")
 FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
@@ -121,32 +121,3 @@ def test_the_readme_leads_to_every_document() -> None:
 )
 def test_the_search_for_paths_sees_them(text: str, found: bool) -> None:
     assert bool(ABSOLUTE.search(re.sub(r"https?://\S+", "", text))) is found
-
-
-def test_the_tutorial_shows_what_the_program_prints() -> None:
-    """The trace in the tutorial is the one that its command finds today."""
-    from sim import zoo
-    from sim.cli_view import views_of
-    from sim.engines.check import check
-    from sim.engines.no_return import no_return
-    from sim.render import trace_lines
-
-    text = (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")
-    shown = re.search(r"<!-- shown:indices-after -->\n```text\n(.*?)```", text, re.DOTALL)
-    assert shown is not None
-    found = check(zoo.scenario_for("indices-after")).violations[0]
-    assert shown.group(1).splitlines() == trace_lines(views_of(found.trace), no_return(found.trace).step)
-    assert f"The run has {_NUMBERS[shorter_run()]} steps" in text
-
-
-def shorter_run() -> int:
-    """The length of the other run that the tutorial speaks of."""
-    from sim import zoo
-    from sim.engines.check import check
-
-    found = check(zoo.scenario_for("free-without-quiescence")).violations[0]
-    assert found.property == "I1"
-    return found.step
-
-
-_NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")

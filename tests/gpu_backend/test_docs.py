@@ -1,18 +1,10 @@
-"""The documents about workers: generated tables are current, programs run, configuration files can be read.
-
-And in every document: the commands that are shown are commands that the command line takes.
-"""
+"""The documents about workers: generated tables are current, and every option, reason and field is told of."""
 
 from __future__ import annotations
 
 import json
-import os
-import re
-import shlex
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import typer
@@ -20,8 +12,6 @@ import typer
 from fsm.errors import LocalError
 from fsm.reasons import Reason
 from gpu_backend import docs, transports
-from gpu_backend.config import ReceiverWorkerConfig, SenderWorkerConfig, parse_config
-from gpu_backend.control import CurveKeys
 from gpu_backend.layout import make_layout
 from gpu_backend.metrics import METRICS
 from gpu_backend.pool import BlockPool, SourcePool
@@ -141,119 +131,13 @@ def test_every_reason_is_explained() -> None:
     assert [reason.name for reason in Reason if f"`{reason.name}`" not in endings] == []
 
 
-# --- programs --------------------------------------------------------------------------------------------
-
-
-class Program(NamedTuple):
-    name: str
-    after: str
-    text: str
-
-
-_RUNS = re.compile(r"^<!-- runs:([a-z-]+)(?: after ([a-z-]+))? -->\n```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-PROGRAMS = {
-    name: Program(name, after, text)
-    for file in DOCUMENTS
-    for name, after, text in _RUNS.findall(file.read_text(encoding="utf-8"))
-}
-
-
-def source_of(name: str) -> str:
-    """A program, behind the one that it goes on from."""
-    program = PROGRAMS[name]
-    return (source_of(program.after) + "\n" if program.after else "") + program.text
-
-
-def test_there_are_programs() -> None:
-    assert {"two-processes", "pair", "ranks", "lease", "fill"} <= set(PROGRAMS)
-
-
-@pytest.mark.parametrize("name", sorted(PROGRAMS))
-def test_every_program_runs(name: str, tmp_path: Path) -> None:
-    """Copied from the page into a file, as a reader would."""
-    file = tmp_path / "program.py"
-    file.write_text(source_of(name))
-    done = subprocess.run(
-        [sys.executable, str(file)], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True,
-        text=True, timeout=300, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
-    assert "not received" not in done.stdout and "not sent" not in done.stdout
-
-
-_FILES = re.compile(r"^<!-- config:(receiver|sender) -->\n```toml\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-
-
-def test_every_configuration_is_one_that_a_worker_takes() -> None:
-    files = [found for file in DOCUMENTS for found in _FILES.findall(file.read_text(encoding="utf-8"))]
-    assert len(files) >= 3
-    for side, text in files:
-        if side == "receiver":
-            parse_config(ReceiverWorkerConfig, text)
-        else:
-            parse_config(SenderWorkerConfig, text)
-
-
-def test_the_key_file_that_is_shown_is_made_and_can_be_loaded(tmp_path: Path) -> None:
-    """The one line of Python among the shell commands."""
-    text = (ROOT / "docs" / "workers.md").read_text(encoding="utf-8")
-    (line,) = [line for block in _SHELL.findall(text) for line in block.splitlines() if line.startswith("python -c ")]
-    program = shlex.split(line)[2]
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=env, check=True, timeout=120)
-    CurveKeys.load(tmp_path / "resumark.key")
-
-
-# --- commands --------------------------------------------------------------------------------------------
-
-_SHELL = re.compile(r"^```sh\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-
-
-def commands_of(text: str) -> list[list[str]]:
-    """The arguments of every ``resumark`` command in the shell blocks of a document."""
-    found = []
-    for block in _SHELL.findall(text):
-        for line in block.replace("\\\n", " ").splitlines():
-            for part in re.split(r" && | & ", re.sub(r"\[[^]]*\]", "", line)):
-                words = shlex.split(part, comments=True)
-                if words and Path(words[0]).name == "resumark":
-                    found.append([word for word in words[1:] if word != "&"])
-    return found
+# --- commands -------------------------------------------------------------------------------------------
 
 
 def _app() -> Any:
     from sim.cli import build_app
 
     return typer.main.get_command(build_app())
-
-
-def check_command(command: Any, arguments: list[str]) -> None:
-    """Parse all of a command line, and run nothing. Raises click's error for what is not understood."""
-    context = command.make_context("resumark", list(arguments), help_option_names=["-h", "--help"])
-    while hasattr(command, "resolve_command"):
-        rest = [*context._protected_args, *context.args]
-        name, command, rest = command.resolve_command(context, rest)
-        context = command.make_context(name, rest, parent=context)
-
-
-SHOWN = [(file.name, words) for file in DOCUMENTS for words in commands_of(file.read_text(encoding="utf-8"))]
-
-
-@pytest.mark.parametrize(
-    ("file", "words"), SHOWN, ids=lambda shown: shown if isinstance(shown, str) else " ".join(shown)
-)
-def test_every_command_that_is_shown_is_understood(file: str, words: list[str]) -> None:
-    check_command(_app(), words)
-
-
-def test_a_command_that_is_not_understood_is_seen() -> None:
-    """The check itself, held against what it must see."""
-    assert len(SHOWN) > 20
-    for words in (["run", "--pool", "3"], ["worker", "sender"], ["rum"], ["check", "--states-max", "many"]):
-        with pytest.raises(Exception) as caught:
-            check_command(_app(), words)
-        assert "UsageError" in [kind.__name__ for kind in type(caught.value).__mro__]
 
 
 def _options(words: tuple[str, ...]) -> set[str]:
