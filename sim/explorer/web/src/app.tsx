@@ -1,6 +1,6 @@
 /** The page. */
 
-import { useEffect, useMemo, useRef, useState } from "preact/hooks";
+import { useEffect, useLayoutEffect, useMemo, useRef, useState } from "preact/hooks";
 import { ChoicesPanel } from "./choices.tsx";
 import { Details } from "./details.tsx";
 import { foldTo, markedSteps, nextOf } from "./fold.ts";
@@ -172,7 +172,7 @@ export function App({ world }: { world: World }) {
   const latest = useRef(run);
   latest.current = run;
 
-  useEffect(() => {
+  useLayoutEffect(() => {
     const key = (event: KeyboardEvent): void => {
       const command = commandOf(event);
       if (!command) return;
@@ -200,6 +200,7 @@ export function App({ world }: { world: World }) {
     <ChoicesPanel
       {...{ graph, choices, taken }}
       own={shown.own}
+      hopeless={world.hopeless}
       take={(choice) => setPlace((old) => settle(world, afterTaking(old, choice, taken)))}
     />
   );

@@ -9,6 +9,8 @@ export interface ChoicesProps {
   /** The choice that the shown run takes next, -1 if none. */
   taken: number;
   own: boolean;
+  /** Nodes from which no run ends well any more; empty where the graph does not know. */
+  hopeless: Set<number>;
   take: (choice: number) => void;
 }
 
@@ -37,20 +39,21 @@ function Nothing({ graph, choices }: { graph: Graph; choices: Choices }) {
   return <p class="note">Nothing more can happen.</p>;
 }
 
-function Offer({ edge, text, taken, take }: { edge: Edge; text: string; taken: boolean; take: () => void }) {
+function Offer({ edge, text, taken, lost, take }: { edge: Edge; text: string; taken: boolean; lost: boolean; take: () => void }) {
   const bad = edge.broken.join(", ");
   return (
     <li>
       <button type="button" class={`choice${taken ? " taken" : ""}${bad ? " breaks" : ""}`} data-choice={edge.choice} onClick={take}>
         <span>{text}</span>
         {taken && <em>this run's next step</em>}
+        {lost && !bad && <em class="lost">⚑ no good end after it</em>}
         {bad && <em class="bad">✕ breaks {bad}</em>}
       </button>
     </li>
   );
 }
 
-export function ChoicesPanel({ graph, choices, taken, own, take }: ChoicesProps) {
+export function ChoicesPanel({ graph, choices, taken, own, hopeless, take }: ChoicesProps) {
   const other = graph.choices.map((text, choice) => ({ text, choice })).filter((item) => !choices.offers.has(item.choice));
   return (
     <section class="panel choices" aria-label="what else could happen here">
@@ -63,6 +66,7 @@ export function ChoicesPanel({ graph, choices, taken, own, take }: ChoicesProps)
       </p>
       {choices.offers.size === 0 && <Nothing graph={graph} choices={choices} />}
       {choices.offers.size > 0 && choices.ends && <p class="note good">✓ It could end here, and that would be well.</p>}
+      {choices.offers.size > 0 && hopeless.has(choices.node) && <p class="note">⚑ Whatever is chosen from here on, no run ends well.</p>}
       <ul class="offers">
         {[...choices.offers.values()].map((edge) => (
           <Offer
@@ -70,6 +74,7 @@ export function ChoicesPanel({ graph, choices, taken, own, take }: ChoicesProps)
             edge={edge}
             text={graph.choices[edge.choice] ?? "?"}
             taken={edge.choice === taken}
+            lost={hopeless.has(edge.target) && !hopeless.has(choices.node)}
             take={() => take(edge.choice)}
           />
         ))}
@@ -77,7 +82,7 @@ export function ChoicesPanel({ graph, choices, taken, own, take }: ChoicesProps)
       {other.length > 0 && (
         <details open={choices.offers.size > 0 && other.length <= 12}>
           <summary>not possible here ({other.length})</summary>
-          <ul class="offers">
+          <ul class="offers greyed">
             {other.map((item) => (
               <li key={item.choice}>
                 <button type="button" class="choice" aria-disabled="true" data-choice={item.choice} tabIndex={-1}>

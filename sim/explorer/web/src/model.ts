@@ -1,6 +1,7 @@
 /** All that is worked out of a run once, whatever step is shown. */
 
 import { flightsOf, type Flight } from "./arrows.ts";
+import { groupBy } from "./group.ts";
 import { findings, poolRows, shout, type Finding, type PoolRow } from "./pool.ts";
 import { tracksOf } from "./rows.ts";
 import { seriesOf, type Series } from "./series.ts";
@@ -64,10 +65,6 @@ function alarmText(list: Finding[]): string {
 
 /** What is wrong with memory in a run, a sentence for each step, rank, room and kind. */
 export function alarmsOf(model: Model): Alarm[] {
-  const groups = new Map<string, Finding[]>();
-  for (const item of model.findings) {
-    const key = [item.step, item.rank, item.room, shout(item)].join("/");
-    groups.set(key, [...(groups.get(key) ?? []), item]);
-  }
+  const groups = groupBy(model.findings, (item) => [item.step, item.rank, item.room, shout(item)].join("/"));
   return [...groups.values()].map((list) => ({ step: list[0]!.step, title: shout(list[0]!), text: alarmText(list) }));
 }

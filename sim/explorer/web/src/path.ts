@@ -31,6 +31,16 @@ export function follow(graph: Graph, lists: Edge[][], path: Path): Edge[] {
   return edges;
 }
 
+/** The nodes from which no path leads to a good end. Only a complete graph can tell. */
+export function hopelessNodes(graph: Graph): Set<number> {
+  if (!graph.complete) return new Set();
+  const before: number[][] = Array.from({ length: graph.nodes }, () => []);
+  for (const edge of graph.edges) if (edge.broken.length === 0) before[edge.target]!.push(edge.source);
+  const well = new Set(graph.ends);
+  for (const node of well) for (const source of before[node]!) well.add(source);
+  return new Set(Array.from({ length: graph.nodes }, (_, node) => node).filter((node) => !well.has(node)));
+}
+
 /** The marks of a chosen step. */
 function marksOf(step: Step, edge: Edge, page: Page): Mark[] {
   const marks: Mark[] = [];

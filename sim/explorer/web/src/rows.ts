@@ -4,11 +4,13 @@ import { spanOf, type Flight } from "./arrows.ts";
 import { concerns } from "./fold.ts";
 import type { Lane, Run, Step } from "./types.ts";
 import { stepWords } from "./words.ts";
+import { groupBy } from "./group.ts";
 import { wrap, type Measure } from "./wrap.ts";
 
 export const LINE = 16;
 export const SLOT = 17;
 const PAD = 6;
+const SIGN = 14;
 const FOLDED = 18;
 
 /** What a process said, broken into lines. `badge` is its rank where its side has several. */
@@ -121,6 +123,12 @@ export function sideOfEnd(
   return lanes.find((lane) => lane.name === name)?.side === "sender" ? "sender" : "receiver";
 }
 
+/** How many signs stand in the gutter at each step that has any. */
+function signsAt(run: Run): Map<number, number> {
+  const kinds = groupBy(run.marks, (mark) => mark.step);
+  return new Map([...kinds].map(([step, marks]) => [step, new Set(marks.map((mark) => mark.kind)).size]));
+}
+
 export interface RowOptions {
   columns: Columns;
   measure: Measure;
@@ -131,6 +139,7 @@ export interface RowOptions {
 /** The rows of a run, one below the other. */
 export function rowsOf(run: Run, options: RowOptions): Row[] {
   const { columns, measure, room, current } = options;
+  const kinds = signsAt(run);
   let top = 0;
   return run.steps.map((step) => {
     const folded = room !== null && step.number !== current && step.number !== 0 && !concerns(step, room);
@@ -143,8 +152,8 @@ export function rowsOf(run: Run, options: RowOptions): Row[] {
     const ends = slotsOf(step, run.lanes, room, columns.stacked);
     const said = Math.max(linesOn("sender"), linesOn("receiver")) * LINE;
     const body = Math.max(said, ends.count * SLOT + (ends.count ? 4 : 0));
-    const titled = title.length * LINE;
-    const height = folded ? FOLDED : PAD * 2 + (columns.stacked ? titled + body : Math.max(titled, body));
+    const titled = Math.max(title.length * LINE, columns.stacked ? 0 : (kinds.get(step.number) ?? 0) * SIGN);
+    const height = folded ? FOLDED : PAD * 2 + (columns.stacked ? Math.max(titled + body, (kinds.get(step.number) ?? 0) * SIGN) : Math.max(titled, body));
     const row = { step, top, height, folded, title, sayings, slots: ends.slots };
     top += height;
     return row;

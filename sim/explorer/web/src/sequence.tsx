@@ -2,6 +2,7 @@
 
 import { useLayoutEffect, useMemo, useRef } from "preact/hooks";
 import { Flights } from "./flights.tsx";
+import { groupBy } from "./group.ts";
 import { useTwin, useView, useWidth } from "./hooks.ts";
 import { roomClass, type Model } from "./model.ts";
 import { alignRows, columnsOf, rowAt, rowsOf, textTop, type Columns, type Row } from "./rows.ts";
@@ -142,7 +143,7 @@ export function Sequence({ model, other, step, room, id, go }: SequenceProps) {
   }, [columns, model, other, room, current]);
   useTwin(scroller, other !== null);
   const view = useView(scroller, model);
-  const marks = useMemo(() => Map.groupBy(model.run.marks, (mark) => mark.step), [model]);
+  const marks = useMemo(() => groupBy(model.run.marks, (mark) => mark.step), [model]);
   const here = Math.min(step, model.last);
 
   useLayoutEffect(() => {

@@ -1,7 +1,7 @@
 /** Where a reader is, and how it changes. */
 
 import { readLink, writeLink, type Place } from "./links.ts";
-import { choicesAt, edgesByNode, follow, ownRun, type Choices } from "./path.ts";
+import { choicesAt, edgesByNode, follow, hopelessNodes, ownRun, type Choices } from "./path.ts";
 import type { Edge, Graph, Page, Run } from "./types.ts";
 
 /** The runs that a place shows: the first, or the reader's own path; and the one beside it, if there is one. */
@@ -18,10 +18,12 @@ export interface World {
   page: Page;
   graph: Graph | null;
   lists: Edge[][];
+  hopeless: Set<number>;
 }
 
 export function worldOf(page: Page): World {
-  return { page, graph: page.graph, lists: page.graph ? edgesByNode(page.graph) : [] };
+  const { graph } = page;
+  return { page, graph, lists: graph ? edgesByNode(graph) : [], hopeless: graph ? hopelessNodes(graph) : new Set() };
 }
 
 const owned = new WeakMap<World, Map<string, { run: Run; edges: Edge[] }>>();

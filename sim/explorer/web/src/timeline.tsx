@@ -2,6 +2,8 @@
 
 import { useLayoutEffect, useMemo, useRef } from "preact/hooks";
 import { Curve, CURVE_HEIGHT, CurveKey, curveWords } from "./curve.tsx";
+import { blockKey } from "./fold.ts";
+import { groupBy } from "./group.ts";
 import { useView, useWidth } from "./hooks.ts";
 import { roomClass, type Model } from "./model.ts";
 import { AlarmView, PoolKey, PoolRowView, shownRows, tagWidth } from "./poolview.tsx";
@@ -19,7 +21,7 @@ function StepHeads({ model, scale, view, step }: { model: Model; scale: Scale; v
   const numbers = [];
   for (let i = view[0]; i <= view[1]; i++) if (i % every === 0 || i === step) numbers.push(i);
   const marks = model.run.marks.filter((mark) => mark.step >= view[0] && mark.step <= view[1]);
-  const at = Map.groupBy(marks, (mark) => mark.step);
+  const at = groupBy(marks, (mark) => mark.step);
   return (
     <>
       {numbers
@@ -65,11 +67,12 @@ type Places = ReturnType<typeof places>;
 
 function Gutter({ model, place, step, width }: { model: Model; place: Places; step: number; width: number }) {
   const several = model.run.pools.length > 1;
+  const bad = new Set(model.findings.map(blockKey));
   return (
     <svg class="gutter" width={width} height={place.total} aria-hidden="true">
       <rect class="ground" width={width} height={place.total} />
       {place.rows.map((row, i) => (
-        <text key={`${row.rank}/${row.block}`} x={width - 8} y={i * (place.height + 2) + place.height / 2 + 4} text-anchor="end">
+        <text key={blockKey(row)} class={bad.has(blockKey(row)) ? "bad" : ""} x={width - 8} y={i * (place.height + 2) + place.height / 2 + 4} text-anchor="end">
           {width < 80 ? (several ? `r${row.rank} ` : "") : several ? `rank ${row.rank} ` : "block "}b{row.block}
         </text>
       ))}

@@ -1,6 +1,7 @@
 /** What a step changed, in words. */
 
 import { blockKey, lifecycleKey, progressKey, type Snapshot } from "./fold.ts";
+import { groupBy } from "./group.ts";
 import { shout } from "./pool.ts";
 import type { Arrow, Block, Lifecycle, Progress, Step, Touch } from "./types.ts";
 
@@ -98,11 +99,7 @@ function joinHeads(heads: string[]): string {
 
 /** Sentences that say the same of several become one. */
 function merge(sentences: Sentence[]): Sentence[] {
-  const groups = new Map<string, Sentence[]>();
-  for (const item of sentences) {
-    const key = JSON.stringify([item.body, item.more, item.room, item.bad]);
-    groups.set(key, [...(groups.get(key) ?? []), item]);
-  }
+  const groups = groupBy(sentences, (item) => JSON.stringify([item.body, item.more, item.room, item.bad]));
   return [...groups.values()].map((list) => ({ ...list[0]!, head: joinHeads(list.map((item) => item.head)) }));
 }
 

@@ -5,7 +5,7 @@ import { test } from "node:test";
 import { flightsOf, spanOf, underWay } from "../src/arrows.ts";
 import { foldTo, nextOf } from "../src/fold.ts";
 import { readLink, writeLink } from "../src/links.ts";
-import { edgesByNode, follow, ownRun } from "../src/path.ts";
+import { edgesByNode, follow, hopelessNodes, ownRun } from "../src/path.ts";
 import { findings, poolRows } from "../src/pool.ts";
 import { readPage } from "../src/read.ts";
 import { alignRows, columnsOf, rowAt, rowsOf, tracksOf } from "../src/rows.ts";
@@ -118,6 +118,12 @@ test("a path of one's own is a run: renumbered, with its times, marks and verdic
   assert.equal(own.verdict, "violated");
   const still = ownRun(whole, GRAPH, follow(GRAPH, edgesByNode(GRAPH), { from: 0, take: [0] }), 0);
   assert.deepEqual(still.marks.map((mark) => mark.property), ["L1"]);
+});
+
+test("from where a good end can be reached", () => {
+  assert.deepEqual([...hopelessNodes(GRAPH)], [1, 3]);
+  assert.deepEqual([...hopelessNodes({ ...GRAPH, ends: [1] })], [2, 3], "a step that breaks something leads nowhere");
+  assert.equal(hopelessNodes({ ...GRAPH, complete: false }).size, 0);
 });
 
 test("lines are no wider than they may be, and lose no word", () => {
