@@ -215,7 +215,7 @@ class Acceptor:
                 self.refuse(event, "R3", "no grant was executed since the last was committed", "I6", lane)
             if lane.status is None or lane.status[0] != lane.executed:
                 text = f"no STATUS of seq {lane.executed} was sent"
-                self.need_message("Sent STATUS", event, lane, text, "R3")
+                self.need_message("Sent STATUS", event, lane, text, "R3", whole=True)
         if event.target == State.SUCCESS and lane.total == UNKNOWN:
             lane.total = lane.end  # the row itself tells
         lane.committed = lane.end
@@ -284,13 +284,11 @@ class Acceptor:
         key = event.receiver_rank, event.room, event.epoch
         lane = self.senders.get(key) or self.unseen("sender", key, event)
         assert isinstance(lane, SenderLane)
-        if not lane.row:
+        placed = not lane.row
+        if placed:
             if lane.state:
-                text = (
-                    f"seq {event.seq} was executed already"
-                    if event.seq <= lane.executed
-                    else "no row 'grant' was taken"
-                )
+                before = event.seq <= lane.executed
+                text = f"seq {event.seq} was executed already" if before else "no row 'grant' was taken"
                 self.refuse(event, "R3", text, "I6", lane)
             lane.state = str(State.TRANSFERRING)
             for source, cause, target in rows_to("sender", lane.state):
@@ -304,9 +302,8 @@ class Acceptor:
         grant = lane.grants.get(event.seq)
         if grant is not None:
             self._check_execution(lane, grant, event)
-        elif lane.grants:
-            came = " ".join(map(str, lane.grants))
-            self.refuse(event, "R3", f"no GRANT of seq {event.seq} came, but of seq {came}", "I6", lane)
+        elif not lane.whole and (placed or lane.grants):  # those that came are late news
+            self.gaps.infer("Received GRANT", self.gaps.own(self.process))
         lane.grants = {}
         lane.executed, lane.start, lane.end = event.seq, event.start, event.start + event.count
         self.watch(event)
@@ -358,6 +355,8 @@ class Acceptor:
             why = self.gaps.peer("sender", event.receiver_rank)
             if not why:
                 self.refuse(event, "R1", f"its sender has not executed seq {lane.seq}", "I5", lane)
+        if sender is not None and sender.executed == lane.seq and sender.end != tokens:
+            self.refuse(event, "R1", f"its sender wrote seq {lane.seq} up to {sender.end}, not {tokens}", "I5", lane)
         if lane.total == UNKNOWN and tokens < lane.start + lane.capacity:
             lane.total = tokens
         lane.chunks[lane.seq] = lane.start, tokens - lane.start
@@ -369,7 +368,8 @@ class Acceptor:
         """No STATUS was seen that says this."""
         if lane.word != UNKNOWN:
             self.refuse(event, "R1", f"the STATUS of seq {lane.seq} says {lane.word}, not {event.tokens}", "I5", lane)
-        self.need_message("Received STATUS", event, lane, f"no STATUS of seq {lane.seq} came", "R1", "I5")
+        text = f"no STATUS of seq {lane.seq} came"
+        self.need_message("Received STATUS", event, lane, text, "R1", "I5", whole=True)
         total = lane.total if lane.total != UNKNOWN else max(event.tokens, lane.start + 1)
         if event.tokens != lane.committed_by(total):
             text = f"a grant of {lane.capacity} tokens from {lane.start} cannot be closed at {event.tokens}"
@@ -484,17 +484,15 @@ class Acceptor:
             missing = "no REGISTER of this epoch was sent" if side == "receiver" else "no REGISTER of this epoch came"
             self.refuse(event, "R8", f"{missing}: a room comes from a submit, and nothing else makes one", "I4")
         lane = ReceiverLane(whole=not why) if side == "receiver" else SenderLane(whole=not why)
-        if silent and not why:
-            self.gaps.infer("Sent REGISTER" if side == "receiver" else "Received REGISTER", silent)
+        if silent and not why and side == "receiver":
+            self.gaps.infer("Sent REGISTER", silent)
         self.add(side, key, lane)
         return lane
 
     def add(self, side: str, key: Key, lane: Lane) -> None:
         """Keep a lane."""
-        if isinstance(lane, ReceiverLane):
-            self.receivers[key] = lane
-        elif isinstance(lane, SenderLane):
-            self.senders[key] = lane
+        lanes: dict[Key, Any] = self.receivers if side == "receiver" else self.senders
+        lanes[key] = lane
 
     def need_message(
         self, what: str, event: Any, lane: Lane, text: str, rule: str, property: str = "", *, whole: bool | None = None

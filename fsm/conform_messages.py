@@ -99,8 +99,8 @@ class MessageRules:
         acceptor = self.acceptor
         lane = acceptor.receivers.get(key)
         if event.resend:
-            lane = lane or self._late(event, "receiver", key)  # type: ignore[assignment]
-            if lane is not None and lane.state not in ("", State.BOOTSTRAPPING):
+            lane = lane or self._late(event, "receiver", key)
+            if lane.state not in ("", State.BOOTSTRAPPING):
                 text = f"a REGISTER is sent again until it is acknowledged; the lifecycle is in {lane.state}"
                 acceptor.refuse(event, "R3", text, "", lane)
             return
@@ -112,11 +112,9 @@ class MessageRules:
 
     def _sent_grant(self, event: Sent, message: Grant, key: Key) -> None:
         acceptor = self.acceptor
-        lane = acceptor.receivers.get(key)
-        if lane is None:
-            lane = self._late(event, "receiver", key)  # type: ignore[assignment]
-        if lane is None or lane.seq == UNKNOWN:
-            if lane is not None and lane.whole:
+        lane = acceptor.receivers.get(key) or self._late(event, "receiver", key)
+        if lane.seq == UNKNOWN:
+            if lane.whole:
                 acceptor.refuse(event, "R3", "no grant was decided", "I6", lane)
             return
         if (message.seq, message.start, message.capacity) != (lane.seq, lane.start, lane.capacity):
@@ -152,8 +150,6 @@ class MessageRules:
     def _sent_offer(self, event: Sent, message: Offer, key: Key) -> None:
         acceptor = self.acceptor
         lane = acceptor.senders.get(key) or self._late(event, "sender", key)
-        if lane is None:
-            return
         told = lane.state == State.BOOTSTRAPPING and lane.heard & HEARD["REGISTER"]  # in one step with its 'registered'
         if lane.state not in ("", State.WAITING) and not told:
             text = f"an OFFER is made in WaitingForInput, until a GRANT comes; the lifecycle is in {lane.state}"
@@ -164,10 +160,9 @@ class MessageRules:
         acceptor = self.acceptor
         lane = acceptor.senders.get(key)
         if lane is None:
-            if not (event.resend and acceptor.is_old("sender", key)):
-                lane = self._late(event, "sender", key)  # type: ignore[assignment]
-            if lane is None:
+            if event.resend and acceptor.is_old("sender", key):
                 return
+            lane = self._late(event, "sender", key)
         said = message.seq, message.committed_tokens
         self._total(event, lane, message.total_tokens)
         if event.resend:
@@ -233,7 +228,7 @@ class MessageRules:
             acceptor.refuse(event, "R11", text, "", lane)
         acceptor.gaps.infer(f"Received {kind}", why)
 
-    def _late(self, event: Sent, side: str, key: Key) -> Lane | None:
+    def _late(self, event: Sent, side: str, key: Key) -> Any:
         """A lane that was not seen: one whose beginning is missing, or a refusal."""
         return self.acceptor.unseen(side, key, event)
 

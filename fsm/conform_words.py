@@ -71,7 +71,7 @@ def could_have(lane: Lane | None) -> tuple[str, ...]:
         return ("a submit at the receiver, and with it the first REGISTER of a new epoch",)
     if not lane.state:
         return ("anything: its beginning is not in the trace",)
-    return (*_rows(lane), *_messages(lane))
+    return (*_rows(lane), *_messages(lane)) or ("nothing: it has ended, and that was told",)
 
 
 def _rows(lane: Lane) -> list[str]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,8 +15,9 @@ import msgspec
 
 from fsm.conform_gaps import Process
 from fsm.errors import LocalError
+from fsm.events import Received, Sent
 from fsm.ring import is_ring, read_ring
-from fsm.trace import TRACE_VERSION, WORKER, Line, Seen, TraceEnding, TraceHeader
+from fsm.trace import TRACE_VERSION, WORKER, Line, Seen, Trace, TraceEnding, TraceHeader
 from sim.engines.replay import replay, scenario_of, world_of
 from sim.trace_file import read_trace
 
@@ -181,9 +181,17 @@ def _simulated(path: Path) -> Source:
     return Source(path, process, events(), trace.header, trace.ending.property, trace.ending.text)
 
 
-def first_events(source: Source, count: int) -> list[Told]:
-    """Some events of a trace, for tests and pages; they are taken out of it."""
-    return list(islice(source.events, count))
+def source_of(trace: Trace, name: str, *, ends: bool = True) -> Source:
+    """A worker's trace that is in memory. ``ends``: whether its ending counts, or the process may have gone on."""
+    messages = any(isinstance(line.event, (Sent, Received)) for line in trace.seen)
+    process = process_of(trace.header, messages=messages)
+
+    def events() -> Iterator[Told]:
+        for number, line in enumerate(trace.seen, start=2):
+            yield number, line.at_s, line.event
+        process.over = "whole" if ends and not trace.ending.text else "cut"
+
+    return Source(Path(name), process, events(), trace.header)
 
 
-__all__ = ["Source", "first_events", "open_source", "process_of"]
+__all__ = ["Source", "open_source", "process_of", "source_of"]

@@ -1,10 +1,10 @@
 """From a trace that was refused to the shortest run of the simulator that breaks the same property.
 
-A real run cannot be run again, and has thousands of events that have nothing to do with what went wrong. But the property
-that is at stake is known, and so is what the run was like: how many ranks, whether it resumed, what struck it. A small
-scenario is made of that, and searched breadth first, so that what is found is as short as it can be there: first with the
-protocol itself, which should not break it, then with the versions of the zoo that are known to. Of those, one whose own
-break shows in the same kind of event comes first, then the shortest.
+A real run cannot be run again, and has thousands of events that have nothing to do with what went wrong. But the
+property that is at stake is known, and so is what the run was like: how many ranks, whether it resumed, what struck
+it. A small scenario is made of that, and searched breadth first, so that what is found is as short as it can be there:
+first with the protocol itself, which should not break it, then with the versions of the zoo that are known to. Of
+those, one whose own break shows in the same kind of event comes first, then the shortest.
 
 So the answer names a mistake that has the same effect. Whether it is the mistake that was made, it cannot know.
 """
@@ -109,7 +109,7 @@ class Minimised(NamedTuple):
     """What was found. ``protocol`` is the search with our own version, ``best`` the nearest version that breaks the
     property (``None``: there is none within the bounds), ``tried`` the versions that were searched."""
 
-    property: str
+    broken: str
     features: str
     protocol: Result | None
     best: Candidate | None
@@ -125,13 +125,13 @@ class Minimised(NamedTuple):
         """What to say of it."""
         if self.protocol is None:
             return ["what was refused guards none of the properties, so there is no run that could break one; no file"]
-        lines = [f"looked for the shortest run that breaks {self.property}; the trace had {self.features}"]
+        lines = [f"looked for the shortest run that breaks {self.broken}; the trace had {self.features}"]
         size = f"{self.protocol.states:,} states, {self.protocol.coverage}"
         if self.best is not None and self.best.version == "watermark":
-            lines.append(f"'watermark' itself breaks {self.property}, in {len(self.best.trace.steps)} steps ({size})")
+            lines.append(f"'watermark' itself breaks {self.broken}, in {len(self.best.trace.steps)} steps ({size})")
             return lines
         within = "in a small scenario that is like it" if self.protocol.coverage == "exhausted" else "within the bounds"
-        lines.append(f"'watermark' itself does not break {self.property} {within} ({size})")
+        lines.append(f"'watermark' itself does not break {self.broken} {within} ({size})")
         if self.best is None:
             tried = ", ".join(self.tried) or "none"
             lines.append(f"no version of the zoo does within {self.states_max:,} states (tried: {tried}); no file")
@@ -147,7 +147,7 @@ class Minimised(NamedTuple):
         """The same for programs."""
         best = self.best
         return {
-            "property": self.property or None,
+            "property": self.broken or None,
             "features": self.features,
             "protocol_breaks": best is not None and best.version == "watermark",
             "protocol_states": None if self.protocol is None else self.protocol.states,
