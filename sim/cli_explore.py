@@ -247,7 +247,7 @@ def _page_of_scenario(named: Sequence[str], search: dict[str, Any], options: _Op
         )  # fmt: skip
     facts: Told = [("explore", f"scenario {chosen.title}"), ("variant", render.variant_text(chosen.scenario)),
                    *render.verdict_facts(result)]  # fmt: skip
-    told = [("check", f"{result.verdict}; {result.coverage}: {render.coverage_text(result)}")]
+    told = [("check", _searched(result))]
     trace, code = None, result.exit_code
     if result.violations:
         trace = result.violations[0].trace
@@ -261,6 +261,12 @@ def _page_of_scenario(named: Sequence[str], search: dict[str, Any], options: _Op
         if outcome.violations:
             code = exit_code_of([violation.property for violation in outcome.violations])
     return _page_of(trace, options, command, told), facts, code
+
+
+def _searched(result: Result) -> str:
+    """What the search came to, without how long it took: the same command is to make the same page."""
+    states, transitions = render.plural(result.states, "state"), render.plural(result.transitions, "transition")
+    return f"{result.verdict}; {result.coverage}: {states}, {transitions}, depth {result.depth}"
 
 
 def _one_of_many(result: Result, trace: Trace) -> str:
