@@ -57,6 +57,7 @@ from sim.model.protocol_bounded import Bounds, bounded
 from sim.model.protocol_live import ProtocolFairness, good_end, live_model
 from sim.model.protocol_parts import BLOCK_NUMBERS, STATE_NUMBERS
 from sim.model.protocol_rules import ModelRules
+from sim.model.symbol import check_model
 from sim.model.two_phase import MANAGERS_MAX, two_phase
 from sim.model.variants import variant_named
 from sim.progress import bar, search_progress
@@ -311,6 +312,7 @@ def file_command(
     The file is imported, so it can do whatever a Python program can.
     """
     given = load(model, Model)
+    check_model(given)  # before anything is printed
     arguments = ["file", model, *([] if symmetry else ["--no-symmetry"])]
     sizes = {"fields": len(given.fields), "actions": len(given.actions)}
     shown = given if symmetry else without_symmetry(given)

@@ -118,8 +118,10 @@ class Induction:
             return self.ops.raw(value)
         except LocalError as error:
             raise LocalError(f"model '{self.model.name}', {what}: {error}") from None
-        except (TypeError, self.ops.z3.Z3Exception) as error:
-            raise LocalError(f"model '{self.model.name}', {what}: the solver cannot read it: {error}") from None
+        except Exception as error:  # whoever wrote the model may have written anything
+            raise LocalError(
+                f"model '{self.model.name}', {what}: the solver cannot read it: {type(error).__name__}: {error}"
+            ) from error
 
     def _solver(self) -> Any:
         """A solver that assumes the ranges of what is given or left open."""
