@@ -25,6 +25,7 @@ extensions = [
     "sphinx_copybutton",
     "contents",
     "mermaid_svg",
+    "offline",
     "reference",
 ]
 exclude_patterns = ["_ext", "_static"]
