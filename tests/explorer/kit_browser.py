@@ -35,7 +35,8 @@ def broken_page(name: str) -> Page:
     trace = check(zoo.scenario_for(name)).violations[0].trace
     command = f"resumark check --detector {name}"
     point = no_return(trace)
-    return page_of_trace(trace, command=command, point=point, versus="watermark", nodes_max=2000)
+    again = f"resumark explore --detector {name} --versus watermark"
+    return page_of_trace(trace, command=command, point=point, versus="watermark", versus_command=again, nodes_max=2000)
 
 
 def calm_page() -> Page:

@@ -69,7 +69,7 @@ function ComparedRun(props: PaneProps & { hidden: boolean }) {
       <header class="pane-head">
         <h2>{props.model.run.name}</h2>
         <Verdict run={props.model.run} />
-        {props.id !== "a" && <Reproduce run={props.model.run} />}
+        <Reproduce run={props.model.run} />
       </header>
       <Pane {...props} />
     </section>
@@ -209,7 +209,7 @@ export function App({ world }: { world: World }) {
   return (
     <>
       <Patterns />
-      <Header page={page} model={main} go={go} />
+      <Header page={page} model={main} alone={!beside} go={go} />
       <Toolbar
         {...{ count: shown.count, room: place.room, compare: place.compare, step: place.step }}
         {...{ model: main, canCompare, theme, filter, go, run }}

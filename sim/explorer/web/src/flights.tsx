@@ -88,6 +88,8 @@ function tip(flight: Flight): string {
 }
 
 interface FlightProps {
+  /** Its room, where there are several. */
+  mark: string;
   flight: Flight;
   shape: Shape;
   room: string;
@@ -95,7 +97,7 @@ interface FlightProps {
   go: (step: number) => void;
 }
 
-function FlightLine({ flight, shape, room, state, go }: FlightProps) {
+function FlightLine({ flight, mark, shape, room, state, go }: FlightProps) {
   const bytes = flight.what === "bytes";
   const classes = ["flight", bytes ? "bytes" : "message", room, state, shape.kind];
   if (flight.copy) classes.push("copy");
@@ -114,6 +116,7 @@ function FlightLine({ flight, shape, room, state, go }: FlightProps) {
       <Head shape={shape} bytes={bytes} />
       <text x={shape.label.x} y={shape.label.y} text-anchor={shape.label.anchor}>
         {prefix + flight.label + suffix}
+        {mark && <tspan class="room-mark">{` ${mark}`}</tspan>}
       </text>
     </g>
   );
@@ -149,6 +152,7 @@ export function Flights({ model, rows, columns, room, step, window, go }: Flight
         <FlightLine
           key={flight.id}
           flight={flight}
+          mark={model.rooms.length > 1 && flight.room >= 0 ? `#${flight.room}` : ""}
           shape={shapeOf(flight, rows, columns, model, tracks)}
           room={roomClass(model.rooms, flight.room)}
           state={stateOf(flight)}

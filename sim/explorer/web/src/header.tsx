@@ -86,10 +86,12 @@ function Broken({ page, run, go }: { page: Page; run: Run; go: (step: number) =>
 export interface HeaderProps {
   page: Page;
   model: Model;
+  /** No run stands beside it; else each says itself how to make it again. */
+  alone: boolean;
   go: (step: number) => void;
 }
 
-export function Header({ page, model, go }: HeaderProps) {
+export function Header({ page, model, alone, go }: HeaderProps) {
   const run = model.run;
   return (
     <header class="head">
@@ -109,7 +111,7 @@ export function Header({ page, model, go }: HeaderProps) {
         </p>
       ))}
       <div class="head-line small">
-        <Reproduce run={run} />
+        {alone && <Reproduce run={run} />}
         <Facts run={run} />
       </div>
     </header>

@@ -75,12 +75,12 @@ interface RowProps {
   only: number | null;
 }
 
-function segmentLabel(segment: Segment, width: number): string {
+function segmentLabel(segment: Segment, width: number, rooms: number): string {
   const { state, room } = segment.block;
   if (state === "Free") return "";
   const long = room >= 0 ? `${state} · room ${room}` : state;
-  for (const text of [long, state]) if (width > labelWidth(text) + 10) return text;
-  return width > 14 ? state[0]! : "";
+  const short = room >= 0 && rooms > 1 ? [`${state} #${room}`, `${state[0]}#${room}`, `#${room}`] : [state, state[0]!];
+  return [long, ...short].find((text) => width > labelWidth(text) + 8) ?? "";
 }
 
 function SegmentBox({ segment, props }: { segment: Segment; props: RowProps }) {
@@ -98,7 +98,7 @@ function SegmentBox({ segment, props }: { segment: Segment; props: RowProps }) {
       <StateBox {...{ x, y, width, height }} state={block.state} room={roomClass(model.rooms, block.room)} />
       {height >= 13 && (
         <text class="seg-label" x={x + 5} y={y + height / 2 + 3.5}>
-          {segmentLabel(segment, free)}
+          {segmentLabel(segment, free, model.rooms.length)}
         </text>
       )}
     </g>
@@ -209,7 +209,7 @@ export function PoolKey({ model }: { model: Model }) {
           <svg width={16} height={16} aria-hidden="true">
             <StateBox x={1} y={1} width={14} height={14} state="Landed" room={roomClass(model.rooms, room)} />
           </svg>
-          room {room}
+          room {room}, #{room}
         </li>
       ))}
     </ul>

@@ -13,7 +13,7 @@ const PAD = 6;
 const SIGN = 14;
 const FOLDED = 18;
 
-/** What a process said, broken into lines. `badge` is its rank where its side has several. */
+/** What a process said, broken into lines. `badge`: its rank where its side has several, its room where there are several. */
 export interface Saying {
   side: string;
   badge: string;
@@ -81,15 +81,17 @@ export function columnsOf(width: number, lanes: Lane[]): Columns {
 const badgeOf = (lane: Lane): string => (lane.side === "sender" ? "s" : "r") + lane.rank;
 
 /** The sayings of a step, of a room only if `room` is not null. */
-function sayingsOf(step: Step, lanes: Lane[], columns: Columns, measure: Measure, room: number | null): Saying[] {
+function sayingsOf(step: Step, run: Run, { columns, measure, room }: RowOptions): Saying[] {
+  const { lanes } = run;
+  const rooms = run.requests.length;
   const out: Saying[] = [];
   for (const said of step.said) {
     if (room !== null && said.room >= 0 && said.room !== room) continue;
     const lane = lanes.find((item) => item.name === said.lane);
     if (!lane) continue;
     const several = lanes.filter((item) => item.side === lane.side).length > 1;
-    const badge = several ? badgeOf(lane) : "";
-    const width = columns[lane.side === "sender" ? "sender" : "receiver"].width - (several ? 24 : 0);
+    const badge = [several ? badgeOf(lane) : "", rooms > 1 && said.room >= 0 ? `#${said.room}` : ""].filter(Boolean).join(" ");
+    const width = columns[lane.side === "sender" ? "sender" : "receiver"].width - (badge ? measure(badge) + 10 : 0);
     out.push({ side: lane.side, badge, room: said.room, lines: wrap(said.text, Math.max(30, width), measure) });
   }
   return out;
@@ -146,7 +148,7 @@ export function rowsOf(run: Run, options: RowOptions): Row[] {
     const text = stepWords(step);
     const long = text + (step.extra ? " (only in this run)" : "");
     const title = folded ? [text] : wrap(long, columns.title.width - 8, measure);
-    const sayings = folded ? [] : sayingsOf(step, run.lanes, columns, measure, room);
+    const sayings = folded ? [] : sayingsOf(step, run, options);
     const linesOn = (side: string): number =>
       sayings.filter((item) => (item.side === "sender") === (side === "sender")).reduce((n, item) => n + item.lines.length, 0);
     const ends = slotsOf(step, run.lanes, room, columns.stacked);

@@ -40,7 +40,7 @@ function Sayings({ row, columns, model, side }: Pick<RowProps, "row" | "columns"
     <div class={`said ${side}`} style={{ left: `${box.x}px`, width: `${box.width}px`, top: `${textTop(row, columns)}px` }}>
       {items.map((item, i) => (
         <div key={i} class={`saying ${roomClass(model.rooms, item.room)}`}>
-          {item.badge && <span class="badge">{item.badge}</span>}
+          {item.badge && <span class={item.badge === items[i - 1]?.badge ? "badge again" : "badge"}>{item.badge}</span>}
           <span class={isBad(item.lines.join(" ")) ? "lines wrong" : "lines"}>
             {item.lines.map((line, j) => (
               <span key={j} class="textline">
