@@ -69,7 +69,7 @@ def fields(kind: type) -> Iterator[tuple[str, str, str]]:
             if name.startswith("_"):
                 continue
             said = " ".join(" ".join(about.get((parent.__name__, name), [])).split())
-            yield name, str(hint), words(said)
+            yield name, getattr(hint, "__forward_arg__", str(hint)), words(said)
 
 
 def type_markdown(kind: type, *, level: int, title: str = "") -> str:
@@ -135,7 +135,11 @@ def messages_page() -> str:
         "## Messages",
         f"Version {messages.WIRE_VERSION} of the wire format; at most {messages.SIZE_MAX:,} bytes, "
         f"{messages.BLOCKS_MAX:,} blocks in a GRANT, {messages.TEXT_MAX} characters in a text.",
-        *(type_markdown(kind, level=3) for kind in types_of(messages, None) if "Message" not in kind.__name__),
+        *(
+            type_markdown(kind, level=3, title=title_of(kind))
+            for kind in types_of(messages, None)
+            if list(fields(kind))
+        ),
         "### Bounds",
         sim_docs.markdown_table(("type", "bounds"), list(bounds())),
         "## Refusals",
@@ -150,12 +154,15 @@ def messages_page() -> str:
         "## Events",
         words(events.__doc__),
         "A trace is a file of these, one JSON object a line; `event` names the kind.",
-        *(
-            type_markdown(kind, level=3, title=f"{kind.__name__} (`{kind.__struct_config__.tag}`)")  # type: ignore[attr-defined]
-            for kind in types_of(events, events.Event)
-        ),
+        *(type_markdown(kind, level=3, title=title_of(kind)) for kind in types_of(events, events.Event)),
     ]
     return page(parts)
+
+
+def title_of(kind: Any) -> str:
+    """A type's name, and what it is called on the wire or in a trace."""
+    tag = getattr(getattr(kind, "__struct_config__", None), "tag", None)
+    return f"{kind.__name__} (`{tag}`)" if tag else kind.__name__
 
 
 def bounds() -> Iterator[tuple[str, str]]:
