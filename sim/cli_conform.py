@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fsm.conform_words import RULES
+from fsm.errors import LocalError
 from fsm.invariants import PROPERTIES
 from sim import render
 from sim.cli_common import (
@@ -23,6 +24,7 @@ from sim.cli_common import (
     print_json,
     reports_errors,
 )
+from sim.cli_tools import group
 from sim.cli_trace import save_text
 from sim.cli_view import views_of
 from sim.engines.conform import Conformance, RefusedAt, conform
@@ -34,7 +36,8 @@ from sim.pytest_file import pytest_file
 TracesArgument = Annotated[
     list[Path],
     typer.Argument(
-        metavar="TRACE...", help="Traces of workers, one of each process; or one trace of the simulator.",
+        metavar="TRACE...",
+        help="Traces of workers, one of each process, or a directory of them; or one trace of the simulator.",
         show_default=False,
     ),
 ]  # fmt: skip
@@ -57,8 +60,11 @@ _ENDINGS = {"whole": "", "cut": "no ending", "": "not read to its end"}
 
 
 def register(app: typer.Typer) -> None:
-    """Add the command of this module."""
+    """Add the commands of this module."""
     app.command("conform")(conform_command)
+    group(app, "bench", "Measure what things cost here, beside what they should.").command("conform")(
+        bench_conform_command
+    )
 
 
 @reports_errors
@@ -74,12 +80,15 @@ def conform_command(
     inferred, and counted; nothing else is.
     """
     check_writable(minimise_to)
+    if states_max is not None and minimise_to is None:
+        raise LocalError("--states-max bounds the search of --minimise; give that too")
+    files = files_of(traces)
     with bar("reading", quiet=json) as shown:
-        answer = conform(traces, progress=_reading(shown))
+        answer = conform(files, progress=_reading(shown))
     short = None
     if minimise_to is not None and answer.verdict != "conforms":
         with bar("searching", quiet=json) as shown:
-            short = minimise(answer, traces, states_max=states_max, progress=search_progress(shown))
+            short = minimise(answer, files, states_max=states_max, progress=search_progress(shown))
             _write_test(short, minimise_to, command_line("conform", *map(str, traces), "--minimise", str(minimise_to)))
     command = command_line("conform", *map(str, traces))
     if json:
@@ -89,6 +98,33 @@ def conform_command(
         if minimise_to is not None:
             _show_minimised(output(), answer, short, minimise_to)
     exit_with(answer.exit_code)
+
+
+@reports_errors
+def bench_conform_command(
+    quick: Annotated[bool, typer.Option("--quick", help="Few events: does it work?")] = False, json: JsonOption = False
+) -> None:
+    """Events a second of `conform`, from file to verdict, on one core."""
+    from sim import bench, bench_conform
+
+    with bar("measuring", quiet=json) as shown:
+        say = None if shown is None else lambda text: shown.update(text=text)
+        groups = bench_conform.measure_all(say, quick=quick)
+    if json:
+        print_json(bench.as_json(groups))
+    else:
+        render.print_figures(output(), groups)
+
+
+def files_of(traces: list[Path]) -> list[Path]:
+    """The traces, those in a directory by name. Raises :class:`LocalError` for a directory that has none."""
+    files: list[Path] = []
+    for path in traces:
+        found = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
+        if not found:
+            raise LocalError(f"{path}: there is no trace in this directory; expected files whose names end in .jsonl")
+        files += found
+    return files
 
 
 def _write_test(short: Minimised, path: Path, command: str) -> None:
@@ -115,7 +151,8 @@ def _show(console: Console, answer: Conformance, command: str) -> None:
     if answer.refused is not None:
         _refusal(console, answer.refused)
     for violation in answer.violations:
-        render.print_broken(console, violation.property, violation.text, 0)
+        render.print_facts(console, [(violation.property, PROPERTIES[violation.property]), ("", violation.text)])
+        console.print()
     if answer.inferred:
         _inferred(console, answer)
     render.print_command(console, command)
@@ -127,7 +164,7 @@ def _processes(console: Console, answer: Conformance) -> None:
     for told in answer.processes:
         missing = [f"{told.dropped:,} events before its first" if told.dropped else "", _ENDINGS[told.over]]
         missing.append("" if told.messages else "messages")
-        table.add_row(told.name, f"{told.events:,}", told.file, "; ".join(part for part in missing if part))
+        table.add_row(told.name, f"{told.events:,}", Path(told.file).name, "; ".join(part for part in missing if part))
     console.print(table)
 
 

@@ -127,7 +127,9 @@ def conform_sources(sources: Sequence[Source], *, progress: Progress | None = No
         refused = _refused_at(place, _with_property(acceptor, place, answer.refusal))
     except Uncaused as answer:
         refused = _uncaused(answer)
-    violations = [*acceptor.violations, *(_said(source) for source in sources if source.breaks in LIVENESS)]
+    violations = list(acceptor.violations)
+    seen = [violation.property for violation in violations]
+    violations += [_said(source) for source in sources if source.breaks in LIVENESS and source.breaks not in seen]
     if refused is None:
         for source in sources:
             source.process.over = source.process.over or "whole"
@@ -178,6 +180,7 @@ def check_together(sources: Sequence[Source]) -> None:
 
 
 def _said(source: Source) -> Violation:
+    """What never happens, no event shows: a trace of the simulator says it in its ending."""
     return Violation(source.breaks, source.how)
 
 
@@ -211,13 +214,12 @@ def _uncaused(answer: Uncaused) -> RefusedAt:
     need = answer.need
     room, epoch = need.bucket[1], need.bucket[2]
     what = f"{need.what} (room {room}, epoch {epoch[0]}.{epoch[1]})"
+    could = (f"it could follow {what} of the {need.side}",)
     if answer.other is None:
         text = f"its cause, {what}, is in no trace, and nothing says that it may be missing"
-        could = (f"it could follow {what} of the {need.side}",)
         return _refused_at(answer.place, Refusal("causality", text, "", could))
     other = answer.other.words()
-    text = f"its cause, {what}, comes after it: the {need.side} stands at {other}, and that needs what comes after this"
-    could = (f"it could follow {what} of the {need.side}",)
+    text = f"its cause, {what}, has not come, and the {need.side} stands at an event that needs what is behind this one"
     return _refused_at(answer.place, Refusal("causality", text, "", could), other)
 
 

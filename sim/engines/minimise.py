@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from fsm.allocators import ALLOCATORS
+from fsm.errors import LocalError
 from fsm.events import Executed, Finished, Granted, Received, Restarted
-from fsm.invariants import LIVENESS, Monitors
+from fsm.invariants import Monitors
 from fsm.messages import Abort, Offer
 from fsm.reasons import Reason
-from fsm.trace import Trace
+from fsm.trace import WORKER, Trace
 from sim import zoo
 from sim.engines.check import check
 from sim.engines.conform import Conformance
@@ -138,7 +139,7 @@ class Minimised(NamedTuple):
             return lines
         where = "its own scenario" if self.best.own else "that scenario"
         lines.append(
-            f"the nearest version that does is '{self.best.version}': {len(self.best.trace.steps)} steps in {where}; "
+            f"the nearest version that does is '{self.best.version}', at step {len(self.best.trace.steps)} of {where}; "
             "whether it is the mistake that was made here, this cannot know"
         )
         return lines
@@ -164,10 +165,16 @@ def minimise(
     answer: Conformance, paths: Sequence[Path], *, states_max: int | None = None, progress: Progress | None = None
 ) -> Minimised:
     """The shortest run that breaks the property which a refused (or violated) trace has at stake. Raises
-    :class:`fsm.errors.LocalError` for traces that cannot be read."""
+    :class:`LocalError` for traces that cannot be read, and for one of the simulator."""
     broken = answer.at_stake
+    sources = [open_source(path) for path in paths]
+    if not answer.processes[0].side and sources[0].header.engine != WORKER:
+        raise LocalError(
+            "--minimise: a trace of the simulator says already what was run; resumark check of its scenario finds the "
+            "shortest run, resumark shrink a shorter one"
+        )
     states_max = states_max or MINIMISE_STATES_MAX
-    features = features_of(answer, [open_source(path) for path in paths])
+    features = features_of(answer, sources)
     if not broken:
         return Minimised("", features.words(), None, None, (), states_max)
     scenarios = features.scenarios(broken)
@@ -184,7 +191,7 @@ def minimise(
             tried.append(name)
             found += _search(name, scenarios, broken, states_max, progress)
         if found:
-            best = min(found, key=lambda c: (c.kind != kind, len(c.trace.steps), c.own, tried.index(c.version)))
+            best = min(found, key=lambda c: (c.kind != kind, c.own, len(c.trace.steps), tried.index(c.version)))
             return Minimised(broken, features.words(), protocol, best, tuple(tried), states_max)
     return Minimised(broken, features.words(), protocol, None, tuple(tried), states_max)
 
@@ -211,9 +218,7 @@ def _search(
 
 
 def _kind_of(trace: Trace, broken: str) -> str:
-    """The kind of the event in which a run breaks a property; empty for a liveness property, which no event does."""
-    if broken in LIVENESS:
-        return ""
+    """The kind of the event in which a run breaks a property; empty where no event does: what never happens."""
     monitors = Monitors()
     for _, event in world_events(trace):
         monitors.take(event)
@@ -225,7 +230,7 @@ def _kind_of(trace: Trace, broken: str) -> str:
 def _kind(answer: Conformance) -> str:
     refused = answer.refused
     if refused is None:
-        return ""
+        return {"L1": "Finished", "L3": "Overtaken"}[answer.at_stake]
     return "Granted" if "(resume)" in refused.event else refused.kind
 
 

@@ -1,0 +1,172 @@
+"""``resumark conform`` says what it read, what it refused and why, and writes the shortest run that breaks the same."""
+
+from __future__ import annotations
+
+import runpy
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from fsm.events import Granted, Overtaken
+from fsm.trace import TraceEnding
+from sim.engines.conform import conform
+from sim.engines.minimise import Candidate, Minimised, features_of, minimise
+from tests.sim.cli_kit import refused, resumark
+from tests.sim.kit_conform import Traces, insert, late, ours, place, traces_of, written
+
+RUN = traces_of(ours("example"), 1)
+RECEIVER, SENDER = ("receiver", 0), ("sender", 0)
+
+
+def resumed_twice() -> Traces:
+    """The run with one resume more."""
+    at = place(RUN[RECEIVER], Granted, lambda event: event.seq == 1)
+    more = msgspec.structs.replace(RUN[RECEIVER].seen[at].event, seq=2)
+    return {**RUN, RECEIVER: insert(RUN[RECEIVER], at + 1, more)}
+
+
+def test_what_conforms_is_said_with_what_it_rests_on(tmp_path: Path) -> None:
+    written(RUN, tmp_path)
+    ran = resumark("conform", str(tmp_path))
+    assert ran.code == 0
+    assert "conforms" in ran.out and "sampled: one run" in ran.out and "none inferred" in ran.out
+    assert "receiver 0" in ran.out and "sender-0.jsonl" in ran.out
+    answer = resumark("conform", str(tmp_path), "--json").data
+    assert (answer["verdict"], answer["coverage"], answer["exit_code"], answer["refused"]) == (
+        "conforms",
+        "sampled",
+        0,
+        None,
+    )
+    assert answer["ended"] == {"Success": 1} and answer["inferred"] == []
+
+
+def test_what_is_inferred_is_listed_with_its_reason(tmp_path: Path) -> None:
+    paths = written({RECEIVER: late(RUN[RECEIVER], 9)}, tmp_path)
+    ran = resumark("conform", *paths)
+    text = " ".join(ran.out.split())
+    assert ran.code == 0 and "9 events before its first" in text and "there is no trace of the sender" in text
+    answer = resumark("conform", *paths, "--json").data
+    assert {
+        "what": "Sent STATUS",
+        "because": "there is no trace of the sender of receiver rank 0",
+        "times": 3,
+    } in answer["inferred"] or answer["inferred"]
+
+
+def test_a_refusal_names_the_event_the_rule_the_state_and_what_could_have_been(tmp_path: Path) -> None:
+    paths = written(resumed_twice(), tmp_path)
+    ran = resumark("conform", *paths)
+    text = " ".join(ran.out.split())
+    assert ran.code == 1
+    for said in (
+        "Granted room=1",
+        "line ",
+        "R2: a resume is decided once",
+        "ResumeRequested",
+        "take in its STATUS",
+        "guards",
+    ):
+        assert said in text, said
+    answer = resumark("conform", *paths, "--json").data
+    assert answer["refused"]["rule"] == "R2" and answer["refused"]["property"] == "I6"
+
+
+def test_a_broken_liveness_property_is_told_beside(tmp_path: Path) -> None:
+    traces = {**RUN, RECEIVER: insert(RUN[RECEIVER], 5, Overtaken(0, 1, (2,)))}
+    ran = resumark("conform", *written(traces, tmp_path))
+    assert ran.code == 3 and "violated" in ran.out and "L3" in ran.out
+
+
+def test_a_trace_of_the_simulator_is_read_as_a_whole_world(tmp_path: Path) -> None:
+    path = tmp_path / "run.jsonl"
+    assert resumark("check", "--detector", "none", "--trace", str(path)).code == 1
+    ran = resumark("conform", str(path))
+    assert ran.code == 1 and "the world" in ran.out and "step 6" in ran.out
+    refused(resumark("conform", str(path), "--minimise", str(tmp_path / "test_it.py")))
+    assert resumark("check", "--hazard", "all-or-nothing", "--trace", str(path)).code == 3
+    assert resumark("conform", str(path)).code == 3
+
+
+def test_what_cannot_be_read_is_one_message(tmp_path: Path) -> None:
+    empty = tmp_path / "none"
+    empty.mkdir()
+    refused(resumark("conform", str(empty)))
+    refused(resumark("conform", str(tmp_path / "missing.jsonl")))
+    refused(resumark("conform", *written(RUN, tmp_path), "--states-max", "9"))
+    refused(resumark("conform", *written(RUN, tmp_path), "--minimise", str(tmp_path / "no" / "where.py")))
+
+
+# --- the shortest run that breaks the same --------------------------------------------------------------
+
+
+def test_the_shortest_run_that_breaks_the_same_is_written_as_a_test(tmp_path: Path) -> None:
+    file = tmp_path / "test_short.py"
+    paths = written(resumed_twice(), tmp_path)
+    ran = resumark("conform", *paths, "--minimise", str(file))
+    text = " ".join(ran.out.split())
+    assert ran.code == 1 and "'watermark' itself does not break I6" in text and "'none', at step 7" in text
+    made = runpy.run_path(str(file))
+    assert made["VERSIONS"] == ["none", "watermark"] and made["BROKEN"] == "I6"
+    with pytest.raises(AssertionError, match="I6"):
+        made["test_no_property_is_broken"]("none")
+    made["test_no_property_is_broken"]("watermark")
+
+
+def test_nothing_is_written_for_what_conforms_or_breaks_no_property(tmp_path: Path) -> None:
+    file = tmp_path / "test_short.py"
+    ran = resumark("conform", *written(RUN, tmp_path), "--minimise", str(file))
+    assert ran.code == 0 and "nothing to make shorter" in ran.out
+    short = {**RUN, SENDER: RUN[SENDER]._replace(seen=RUN[SENDER].seen[:6])}
+    ran = resumark("conform", *written(short, tmp_path), "--minimise", str(file))
+    assert ran.code == 1 and "guards none of the properties" in ran.out and not file.exists()
+    assert (
+        resumark("conform", *written(short, tmp_path), "--minimise", str(file), "--json").data["minimised"]["written"]
+        is None
+    )
+
+
+def test_within_too_small_a_bound_it_says_that_nothing_was_found(tmp_path: Path) -> None:
+    paths = [Path(path) for path in written(resumed_twice(), tmp_path)]
+    found = minimise(conform(paths), paths, states_max=1)
+    text = " ".join(found.lines())
+    assert not found.written and "within the bounds" in text and "no version of the zoo" in text
+    assert found.as_json(None)["tried"] == list(found.tried) and len(found.tried) > 20
+
+
+def test_if_our_own_version_breaks_it_that_is_said_first() -> None:
+    found = minimise_of_the_protocol()
+    assert "'watermark' itself breaks I6, in 0 steps" in found.lines()[1]
+
+
+def minimise_of_the_protocol() -> Minimised:
+    """As if the protocol had been found to break a property."""
+    from sim.engines.result import Found, Result
+    from sim.scenario import Scenario
+
+    trace = RUN[RECEIVER]._replace(ending=TraceEnding("I6", "so it is"))
+    result = Result("violated", "bounded", violations=(Found("I6", 0, "", trace),))
+    return Minimised("I6", "", result, Candidate("watermark", Scenario(), False, result, ""), (), 9)
+
+
+def test_a_small_scenario_is_like_the_trace(tmp_path: Path) -> None:
+    from sim.engines.conform_read import open_source
+    from sim.scenario import RankCounts
+
+    scenario = ours("every-fault", ranks=RankCounts(receivers=2, senders=2))
+    for seed in range(40):
+        traces = traces_of(scenario, seed)
+        paths = [Path(path) for path in written(traces, tmp_path)]
+        features = features_of(conform(paths), [open_source(path) for path in paths])
+        small = features.scenarios("I1")
+        assert all(
+            each.ranks == RankCounts(receivers=2, senders=2) and len(each.expanded_requests()) == 2 for each in small
+        )
+        assert small[0].pool.allocator == "adversary"
+        if {"abort_max", "sender_crash_max", "duplicate_max"} <= set(features.faults) and features.early:
+            break
+    else:
+        pytest.fail("no run had an abort, a restart, a doubled message and an early grant")
+    assert "doubled messages" in features.words() and small[0].faults.abort_max == 1
+    assert small[0].requests[0].grant_tokens == 2
