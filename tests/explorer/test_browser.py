@@ -192,7 +192,7 @@ def test_a_path_of_ones_own(browser: Any, files: dict[str, Path]) -> None:
         greyed.dispatch_event("click")
         assert view.step == left, "what is not possible cannot be taken"
         other = view.page.locator(".choice:not(.taken):not([aria-disabled])").first
-        text = other.locator("span").inner_text()
+        text = other.locator(".text").inner_text()
         other.click()
         assert view.step == left + 1
         assert f"1 step from step {left}" in words(view.page.locator(".banner").inner_text())

@@ -14,7 +14,7 @@ import { modelOf, type Model } from "./model.ts";
 import { takenChoice } from "./path.ts";
 import { Patterns } from "./poolview.tsx";
 import { Sequence, SIGNS } from "./sequence.tsx";
-import { afterReturn, afterTaking, afterUndo, choicesHere, placeOfAddress, settle, showInAddress, shownAt, type World } from "./state.ts";
+import { afterReturn, afterTaking, afterUndo, choicesHere, edgeBefore, placeOfAddress, settle, showInAddress, shownAt, type World } from "./state.ts";
 import { nextTheme, readTheme, showTheme } from "./theme.ts";
 import { Timeline } from "./timeline.tsx";
 import { Toolbar } from "./toolbar.tsx";
@@ -137,6 +137,10 @@ function jumpTo(model: Model, place: Place, command: Command): number | null {
       return marked("resume", true);
     case "fault":
       return marked("fault");
+    case "inferred":
+      return marked("inferred");
+    case "cycle":
+      return markedSteps(model.run, "cycle")[0] ?? null;
     case "fault-back":
       return marked("fault", true);
     default:
@@ -201,6 +205,8 @@ export function App({ world }: { world: World }) {
       {...{ graph, choices, taken }}
       own={shown.own}
       hopeless={world.hopeless}
+      lists={world.lists}
+      from={edgeBefore(world, place, shown)}
       take={(choice) => setPlace((old) => settle(world, afterTaking(old, choice, taken)))}
     />
   );

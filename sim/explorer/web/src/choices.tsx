@@ -1,5 +1,6 @@
 /** What else could happen: the choices that the state graph has at this step. */
 
+import { NearbyMap } from "./nearbyview.tsx";
 import type { Choices } from "./path.ts";
 import type { Edge, Graph } from "./types.ts";
 
@@ -11,6 +12,9 @@ export interface ChoicesProps {
   own: boolean;
   /** Nodes from which no run ends well any more; empty where the graph does not know. */
   hopeless: Set<number>;
+  lists: Edge[][];
+  /** The edge that led here, if it is known. */
+  from: Edge | null;
   take: (choice: number) => void;
 }
 
@@ -39,12 +43,24 @@ function Nothing({ graph, choices }: { graph: Graph; choices: Choices }) {
   return <p class="note">Nothing more can happen.</p>;
 }
 
-function Offer({ edge, text, taken, lost, take }: { edge: Edge; text: string; taken: boolean; lost: boolean; take: () => void }) {
+interface OfferProps {
+  edge: Edge;
+  letter: string;
+  text: string;
+  taken: boolean;
+  /** No good end can be reached after it. */
+  lost: boolean;
+  take: () => void;
+}
+
+function Offer({ edge, letter, text, taken, lost, take }: OfferProps) {
   const bad = edge.broken.join(", ");
   return (
     <li>
       <button type="button" class={`choice${taken ? " taken" : ""}${bad ? " breaks" : ""}`} data-choice={edge.choice} onClick={take}>
-        <span>{text}</span>
+        <span>
+          <i aria-hidden="true">{letter}</i> <span class="text">{text}</span>
+        </span>
         {taken && <em>this run's next step</em>}
         {lost && !bad && <em class="lost">⚑ no good end after it</em>}
         {bad && <em class="bad">✕ breaks {bad}</em>}
@@ -53,7 +69,12 @@ function Offer({ edge, text, taken, lost, take }: { edge: Edge; text: string; ta
   );
 }
 
-export function ChoicesPanel({ graph, choices, taken, own, hopeless, take }: ChoicesProps) {
+/** The letter of the n-th choice on offer; the map has the same ones. */
+const letter = (n: number): string => (n < 26 ? String.fromCharCode(97 + n) : String(n + 1));
+
+export function ChoicesPanel({ graph, choices, taken, own, hopeless, lists, from, take }: ChoicesProps) {
+  const order = [...choices.offers.keys()];
+  const letterOf = (choice: number): string => letter(order.indexOf(choice));
   const other = graph.choices.map((text, choice) => ({ text, choice })).filter((item) => !choices.offers.has(item.choice));
   return (
     <section class="panel choices" aria-label="what else could happen here">
@@ -72,6 +93,7 @@ export function ChoicesPanel({ graph, choices, taken, own, hopeless, take }: Cho
           <Offer
             key={edge.choice}
             edge={edge}
+            letter={letterOf(edge.choice)}
             text={graph.choices[edge.choice] ?? "?"}
             taken={edge.choice === taken}
             lost={hopeless.has(edge.target) && !hopeless.has(choices.node)}
@@ -79,6 +101,7 @@ export function ChoicesPanel({ graph, choices, taken, own, hopeless, take }: Cho
           />
         ))}
       </ul>
+      {choices.known && <NearbyMap {...{ graph, lists, from, taken, hopeless, letterOf, take }} node={choices.node} />}
       {other.length > 0 && (
         <details open={choices.offers.size > 0 && other.length <= 12}>
           <summary>not possible here ({other.length})</summary>

@@ -11,8 +11,11 @@ const VERDICTS: Record<string, [string, string]> = {
 };
 
 export function Verdict({ run }: { run: Run }) {
-  const [sign, word] = VERDICTS[run.verdict] ?? ["?", run.verdict];
-  const broken = [...new Set(run.marks.filter((mark) => mark.kind === "violation").map((mark) => mark.property))];
+  const all = [...new Set(run.marks.filter((mark) => mark.kind === "violation").map((mark) => mark.property))];
+  // A trace of workers that no run of the protocol explains breaks none of its properties.
+  const broken = all.filter((name) => name !== "conforms");
+  const refused = all.length > 0 && broken.length === 0;
+  const [sign, word] = refused ? ["✕", "refused"] : (VERDICTS[run.verdict] ?? ["?", run.verdict]);
   return (
     <span class={`verdict ${run.verdict}`}>
       <span aria-hidden="true">{sign}</span> {word}

@@ -11,6 +11,8 @@ export type Command =
   | "no-return"
   | "fault"
   | "fault-back"
+  | "inferred"
+  | "cycle"
   | "filter"
   | "compare"
   | "undo"
@@ -26,6 +28,8 @@ export const KEYS: [string, string][] = [
   ["n, Shift n", "next resume, previous resume"],
   ["p", "point of no return"],
   ["f, Shift f", "next fault, previous fault"],
+  ["i", "next step that no trace shows"],
+  ["y", "where what repeats for ever begins"],
   ["r or /", "choose a room"],
   ["c", "compare two runs, or stop"],
   ["Backspace", "take back your last choice"],
@@ -46,6 +50,8 @@ const COMMANDS: Record<string, Command> = {
   p: "no-return",
   f: "fault",
   F: "fault-back",
+  i: "inferred",
+  y: "cycle",
   r: "filter",
   "/": "filter",
   c: "compare",

@@ -63,6 +63,18 @@ export function choicesHere(world: World, place: Place, shown: Shown): Choices |
   return { ...choices, broken: [...new Set([...choices.broken, ...marks.map((mark) => mark.property)])] };
 }
 
+/** The edge of the graph that led to the present step, or null. */
+export function edgeBefore(world: World, place: Place, shown: Shown): Edge | null {
+  const { graph, lists } = world;
+  if (!graph || place.step === 0) return null;
+  if (shown.own && place.step > place.from) return shown.edges[place.step - place.from - 1] ?? null;
+  const source = graph.path[place.step - 1] ?? -1;
+  const target = graph.path[place.step] ?? -1;
+  const between = source < 0 || target < 0 ? [] : lists[source]!.filter((edge) => edge.target === target);
+  const text = shown.main.steps[place.step]?.text;
+  return between.find((edge) => graph.steps[edge.step]!.text === text) ?? between[0] ?? null;
+}
+
 /** The place after taking a choice at the present step. */
 export function afterTaking(place: Place, choice: number, taken: number): Place {
   const step = place.step + 1;

@@ -65,14 +65,17 @@ function Jump(props: { kind: string; label: string; keys: string; target: number
 function Jumps({ model, step, room, run }: Pick<ToolbarProps, "model" | "step" | "room" | "run">) {
   const target = (kind: string, backwards = false): number | null => {
     const steps = markedSteps(model.run, kind, room);
-    return kind === "violation" || kind === "no-return" ? (steps[0] ?? null) : nextOf(steps, step, backwards);
+    return kind === "violation" || kind === "no-return" || kind === "cycle" ? (steps[0] ?? null) : nextOf(steps, step, backwards);
   };
+  const has = (kind: string): boolean => model.run.marks.some((mark) => mark.kind === kind);
   return (
     <div class="group" role="group" aria-label="jump to">
       <Jump kind="violation" label="violation" keys="v" target={target("violation")} command="violation" run={run} />
       <Jump kind="no-return" label="no return" keys="p" target={target("no-return")} command="no-return" run={run} />
       <Jump kind="resume" label="next resume" keys="n" target={target("resume")} command="resume" run={run} />
       <Jump kind="fault" label="next fault" keys="f" target={target("fault")} command="fault" run={run} />
+      {has("inferred") && <Jump kind="inferred" label="next concluded" keys="i" target={target("inferred")} command="inferred" run={run} />}
+      {has("cycle") && <Jump kind="cycle" label="cycle" keys="y" target={target("cycle")} command="cycle" run={run} />}
     </div>
   );
 }
