@@ -44,6 +44,9 @@ TokensOption = Annotated[
         "--tokens", metavar="N", min=1, help="Requests of that length instead; may be repeated.", show_default=False
     ),
 ]
+TraceOption = Annotated[
+    Path | None, typer.Option("--trace", metavar="DIR", help="Write what every process saw there.", show_default=False)
+]
 DeviceOption = Annotated[str, typer.Option("--device", metavar="D", help="Where the pools lie: cpu, cuda, cuda:N.")]
 
 
@@ -78,9 +81,13 @@ def run_command(
     checksum: Annotated[str, typer.Option("--checksum", metavar="C", help="none, header or full.")] = "none",
     device: DeviceOption = "cpu",
     seed: SeedOption = None,
-    trace: Annotated[
-        Path | None,
-        typer.Option("--trace", metavar="DIR", help="Write what every process saw there.", show_default=False),
+    trace: TraceOption = None,
+    kill: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--kill", metavar="WHO@WHEN", show_default=False,
+            help="SIGKILL that process and start it anew, such as sender@3-requests; may be repeated.",
+        ),
     ] = None,
     json: JsonOption = False,
 ) -> None:
@@ -100,6 +107,7 @@ def run_command(
         transport=transport, device=device, receivers=ranks, senders=senders, pool_blocks=pool_blocks,
         block_tokens=block_tokens, source_blocks=source_blocks, grant_blocks_max=grant_blocks, allocator=allocator,
         in_flight=in_flight, early_tokens=early, checksum=checksum, trace="" if trace is None else str(trace),
+        kills=tuple(kill or ()), undisturbed=not kill,
     )  # fmt: skip
     command = command_again(seed)
     console = output()
@@ -180,6 +188,7 @@ def _print_result(console: Console, plan: Plan, result: RunResult) -> None:
         console.print()
     facts = [("verdict", result.verdict)]
     facts += [("", problem) for problem in result.problems[:REQUESTS_SHOWN_MAX]]
+    facts += kill_facts(plan, result)
     facts.append(("transport", f"{result.transport}: {result.transport_why}"))
     if result.requests:
         facts += _figures(plan, result)
@@ -187,6 +196,22 @@ def _print_result(console: Console, plan: Plan, result: RunResult) -> None:
         facts.append(("traces", plan.trace))
     print_facts(console, facts)
     console.print()
+
+
+def kill_facts(plan: Plan, result: RunResult) -> list[tuple[str, str]]:
+    """What came of kills, in words; nothing if none was asked for."""
+    if not plan.kills:
+        return []
+    facts = [
+        ("killed" if number == 0 else "",
+         f"{one.kill.side} {one.kill.rank} at {one.kill.after} {one.kill.what}, with {one.done} of "
+         f"{plural(len(plan.requests), 'request')} delivered; back after {one.back_s:.1f} s")
+        for number, one in enumerate(result.kills.killed)
+    ]  # fmt: skip
+    reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(result.kills.reasons.items()))
+    failed = len(result.kills.failed)
+    text = f"{plural(failed, 'attempt')} failed on the way ({reasons})" if failed else "no attempt failed on the way"
+    return [*facts, ("asked again", text)]
 
 
 def _figures(plan: Plan, result: RunResult) -> list[tuple[str, str]]:
@@ -266,6 +291,17 @@ def run_json(plan: Plan, result: RunResult, mix: str, command: str, code: int) -
         "quarantined_blocks": result.quarantined_blocks,
         "problems": result.problems,
         "violations": [{"property": name, "text": text} for name, text in result.violations],
+        "kills": [
+            {
+                "kill": one.kill.text, "side": one.kill.side, "rank": one.kill.rank, "delivered": one.done,
+                "back_s": round(one.back_s, 3),
+            }
+            for one in result.kills.killed
+        ],
+        "failed_attempts": [
+            {"room": one.room, "rank": one.rank, "reason": one.reason, "detail": one.detail}
+            for one in result.kills.failed
+        ],
         "trace": plan.trace,
         "exit_code": code,
         "command": command,

@@ -22,7 +22,7 @@ from gpu_backend.cli_common import (
     progress,
     reports_errors,
 )
-from gpu_backend.cli_run import DeviceOption, TransportOption, command_again
+from gpu_backend.cli_run import DeviceOption, TraceOption, TransportOption, command_again
 
 if TYPE_CHECKING:
     from collections import Counter
@@ -44,6 +44,7 @@ def soak_command(
     kills: Annotated[int, typer.Option("--kills", metavar="N", min=1, max=1_000_000, help="How many rounds.")] = 20,
     transport: TransportOption = "auto",
     seed: SeedOption = None,
+    trace: TraceOption = None,
     json: JsonOption = False,
 ) -> None:
     """Kill and stop workers in every state, again and again, and see that the other side bears it.
@@ -57,8 +58,9 @@ def soak_command(
     seed = drawn_seed() if seed is None else seed
     with progress("killing", quiet=json) as say:
         result = soak(
-            kills, seed=seed, transport=transport, tell=lambda done: say(f"{done} of {kills} kills", done, kills)
-        )
+            kills, seed=seed, transport=transport, tell=lambda done: say(f"{done} of {kills} kills", done, kills),
+            trace="" if trace is None else str(trace),
+        )  # fmt: skip
     command = command_again(seed)
     code = 0 if result.verdict == "holds" else EXIT_BROKEN
     if json:

@@ -137,16 +137,21 @@ class ReceiverParty:
 
     def step(self) -> bool:
         """Move on; whether there is more to do at once."""
-        while self.waiting and self.under_way < self.plan.in_flight:
-            request = self.waiting.popleft()
-            self.started_s[request.room] = monotonic()
-            self.worker.submit(request.room, early_tokens=self.plan.early_tokens)
-            self.under_way += 1
+        while self.waiting and self.under_way < self.plan.in_flight and self._may_submit(self.waiting[0]):
+            self._submit(self.waiting.popleft())
         outcomes = self.worker.poll()
         for outcome in outcomes:
             self._take(outcome)
         self._watch_blocks()
         return self._check() or bool(outcomes)
+
+    def _may_submit(self, request: Request) -> bool:
+        return True
+
+    def _submit(self, request: Request) -> None:
+        self.started_s[request.room] = monotonic()
+        self.worker.submit(request.room, early_tokens=self.plan.early_tokens)
+        self.under_way += 1
 
     def _take(self, outcome: Outcome) -> None:
         now_s = monotonic()
@@ -177,13 +182,17 @@ class ReceiverParty:
         if outcome.state == State.SUCCESS and outcome.result is None:
             wrong = "there is no result"
         started_s, resumed_at = self.started_s.pop(room), tuple(self.resumed_at.pop(room, ()))
-        self.report.requests.append(
+        self.under_way -= 1
+        self._ended(
             Ended(
                 room, str(outcome.state), outcome.reason, outcome.total_tokens, wrong, started_s, ended_s, resumed_at,
                 outcome.detail,
             )
         )  # fmt: skip
-        self.under_way -= 1
+
+    def _ended(self, ended: Ended) -> None:
+        """A request has ended and was checked."""
+        self.report.requests.append(ended)
 
     def _watch_blocks(self) -> None:
         ledger = self.worker.ledger
@@ -344,7 +353,7 @@ def make_observer(plan: Plan, config: ReceiverWorkerConfig | SenderWorkerConfig,
     path = plan.trace_path(header.side, header.rank, boot)
     return Observer(
         checks=plan.checks,
-        recorder=Recorder(header, trace=path) if path else None,
+        recorder=Recorder(header, trace=path, trace_flush=plan.trace_flush) if path else None,
         undisturbed=plan.undisturbed,
     )
 

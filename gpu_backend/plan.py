@@ -73,6 +73,8 @@ class Plan:
     """Without heartbeats a count of messages is a count of what requests cost."""
     trace: str = ""
     """A directory, or nothing."""
+    kills: tuple[str, ...] = ()
+    """Who is killed and when, as ``gpu_backend.kills`` reads it."""
     checks: bool = True
     """Run the checkers of the protocol's properties in every process."""
     undisturbed: bool = True
@@ -167,6 +169,19 @@ class Plan:
                 f"this run needs {self.memory_bytes / 1e9:.1f} GB of memory and {free / 1e9:.1f} GB are free; "
                 "lower --pool-blocks, --in-flight, --ranks or the lengths, or take a smaller --model"
             )
+
+    @property
+    def trace_flush(self) -> str:
+        """Where faults are made, what a process saw until it was killed must be there afterwards."""
+        return "second" if self.undisturbed else "event"
+
+    def make_trace_directory(self) -> None:
+        """Make it, if traces are wanted. Raises :class:`LocalError` if that cannot be."""
+        try:
+            if self.trace:
+                Path(self.trace).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise LocalError(f"--trace {self.trace}: cannot be made: {error.strerror or error}") from None
 
     # --- configurations -------------------------------------------------------------------------------
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from fsm.errors import LocalError
+from gpu_backend.kills import PRELOAD, SILENCE_S, KilledRun, KilledRunner, check_kills
 from gpu_backend.launch import Child, ChildDied, Launch, Line, TimedOut, free_port
 from gpu_backend.plan import Plan
 from gpu_backend.workload import HEADER_BYTES
@@ -21,9 +21,6 @@ SINGLE_SHOT_MESSAGES = 5
 """REGISTER, REGISTER_ACK, OFFER, GRANT, STATUS: what a request costs that is granted all it needs at once."""
 
 IN_PROCESS = "in-process"
-SILENCE_S = 120.0
-"""A run in which nothing is heard for so long has failed: the protocol's own deadlines are shorter."""
-
 Tell = Callable[[int], None]
 
 
@@ -67,6 +64,7 @@ class RunResult:
     """The most landing blocks in use at one time, on the rank that used most."""
     quarantined_blocks: int = 0
     """At the end."""
+    kills: KilledRun = field(default_factory=KilledRun)
 
     @property
     def verdict(self) -> str:
@@ -87,22 +85,20 @@ def run_plan(plan: Plan, tell: Tell = lambda ended: None) -> RunResult:
             f"transport {IN_PROCESS} has both sides in one process: expected --ranks 1 --senders 1, "
             f"got {plan.receivers} and {plan.senders}"
         )
+    check_kills(plan)
     plan.check_memory()
-    if plan.trace:
-        _make_directory(Path(plan.trace))
-    with Launch() as launch:
+    plan.make_trace_directory()
+    kills = None
+    with Launch(preload=PRELOAD if plan.kills else ()) as launch:
         try:
-            reports, chosen = _drive(launch, plan, tell)
+            if plan.kills:
+                runner = KilledRunner(launch, plan, tell)
+                reports, chosen, kills = runner.run(), runner.chosen, runner.outcome
+            else:
+                reports, chosen = _drive(launch, plan, tell)
         except (ChildDied, TimedOut) as error:
             return RunResult(plan.transport, "", problems=[str(error)], content_ok=False)
-    return put_together(plan, reports, chosen)
-
-
-def _make_directory(path: Path) -> None:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise LocalError(f"--trace {path}: cannot be made: {error.strerror or error}") from None
+    return put_together(plan, reports, chosen, kills)
 
 
 def _drive(launch: Launch, plan: Plan, tell: Tell) -> tuple[list[Any], tuple[str, str]]:
@@ -154,9 +150,12 @@ def _until_done(launch: Launch, children: list[Child], measuring: list[Child], t
             tell(min(ended.values()))
 
 
-def put_together(plan: Plan, reports: list[Any], chosen: tuple[str, str]) -> RunResult:
-    """One result of all parties' reports."""
-    result = RunResult(*chosen)
+def put_together(
+    plan: Plan, reports: list[Any], chosen: tuple[str, str], kills: KilledRun | None = None
+) -> RunResult:
+    """One result of all parties' reports, and of what came of kills if there were any."""
+    result = RunResult(*chosen, kills=kills or KilledRun())
+    result.problems += result.kills.problems
     receivers = sorted((report for report in reports if report.side == "receiver"), key=lambda report: report.rank)
     by_rank = [{ended.room: ended for ended in report.requests} for report in receivers]
     for request in plan.requests:

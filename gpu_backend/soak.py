@@ -135,9 +135,16 @@ def soak_plan(seed: int, transport: str, options: dict[str, Any] | None = None, 
 
 
 def soak(
-    kills: int, *, seed: int, transport: str = "auto", tell: Tell = lambda done: None, hits: Iterable[Hit] | None = None
+    kills: int,
+    *,
+    seed: int,
+    transport: str = "auto",
+    tell: Tell = lambda done: None,
+    hits: Iterable[Hit] | None = None,
+    trace: str = "",
 ) -> SoakResult:
-    """Hit workers ``kills`` times, as the seed draws it (or as ``hits`` says). Stops at the first problem.
+    """Hit workers ``kills`` times, as the seed draws it (or as ``hits`` says). Stops at the first problem. ``trace``: a
+    directory in which every process leaves its trace.
 
     Raises :class:`LocalError` for what cannot be run here.
     """
@@ -145,9 +152,11 @@ def soak(
         raise LocalError("transport in-process has both sides in one process: there is nobody to survive; take another")
     started_s = monotonic()
     result = SoakResult(seed)
+    plan = soak_plan(seed, transport, trace=trace)
+    plan.make_trace_directory()
     with Launch(preload=PRELOAD) as launch:
         try:
-            run = _Soak(launch, soak_plan(seed, transport), result, random.Random(seed))
+            run = _Soak(launch, plan, result, random.Random(seed))
             for hit in hits or (draw_hit(run.draw, number) for number in range(kills)):
                 run.round(hit)
                 if result.problems:
