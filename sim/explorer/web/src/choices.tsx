@@ -101,7 +101,7 @@ export function ChoicesPanel({ graph, choices, taken, own, hopeless, lists, from
           />
         ))}
       </ul>
-      {choices.known && <NearbyMap {...{ graph, lists, from, taken, hopeless, letterOf, take }} node={choices.node} />}
+      {choices.offers.size > 0 && <NearbyMap {...{ graph, lists, from, taken, hopeless, letterOf, take }} node={choices.node} />}
       {other.length > 0 && (
         <details open={choices.offers.size > 0 && other.length <= 12}>
           <summary>not possible here ({other.length})</summary>

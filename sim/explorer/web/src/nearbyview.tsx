@@ -56,7 +56,7 @@ export function NearbyMap(props: NearbyProps) {
   const offered = new Map(drawing.links.filter((link) => link.edge.source === node).map((link) => [link.edge.target, link.edge]));
   return (
     <figure class="nearby">
-      <svg viewBox={`0 0 ${drawing.width} ${drawing.height}`} aria-hidden="true">
+      <svg width={Math.round(drawing.width * 1.3)} viewBox={`0 0 ${drawing.width} ${drawing.height}`} aria-hidden="true">
         {drawing.links.map((link, i) => (
           <Wire key={i} link={link} props={props} />
         ))}

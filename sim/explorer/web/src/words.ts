@@ -60,7 +60,7 @@ const ENDS: Record<string, string> = {
 
 function arrowWords(arrow: Arrow): string {
   const end = ENDS[arrow.end] ?? arrow.end;
-  const way = arrow.end === "arrive" ? `${end} ${arrow.target}` : arrow.end === "leave" ? `for ${arrow.target}` : end;
+  const way = arrow.end === "arrive" ? `${end} ${arrow.target}` : arrow.end === "leave" ? `${end} for ${arrow.target}` : end;
   return `${arrow.what === "bytes" ? "bytes " : ""}${arrow.label} ${way}`;
 }
 
