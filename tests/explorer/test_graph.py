@@ -3,6 +3,9 @@ offered is what the world offers, and what is left out is said."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import msgspec
 import pytest
 
@@ -45,8 +48,13 @@ def picture(shown: Shown) -> tuple[object, ...]:
     return shown.blocks, shown.progress, shown.lifecycles, +shown.open
 
 
-@pytest.mark.parametrize("trace", [found("free-without-quiescence"), good("watermark"), found("no-grant-seq")])
-def test_every_way_to_a_node_adds_up_to_the_same_picture(trace: Trace) -> None:
+@pytest.mark.parametrize(
+    "make",
+    [partial(found, "free-without-quiescence"), partial(good, "watermark"), partial(found, "no-grant-seq")],
+    ids=["free-without-quiescence", "watermark", "no-grant-seq"],
+)
+def test_every_way_to_a_node_adds_up_to_the_same_picture(make: Callable[[], Trace]) -> None:
+    trace = make()
     graph, run = graph_of(trace), run_of_trace(trace)
     assert graph.complete and graph.expanded == graph.nodes
     edges = choices_of(graph)
@@ -80,14 +88,31 @@ def test_the_run_is_a_way_through_the_graph() -> None:
     assert not choices_of(graph)[graph.path[-1]]
 
 
-def test_at_each_step_the_choices_are_those_of_the_world_and_do_what_it_does() -> None:
+def late_arrivals() -> Trace:
+    """Requests that come at their time, with a fault or two: when one comes depends on the ticks that went by."""
+    scenario = zoo.default_scenario()
+    replace = msgspec.structs.replace
+    first = replace(scenario.requests[0], count=1, tokens=2)
+    world = replace(
+        scenario,
+        requests=(first, replace(first, arrives_at_tick=4)),
+        pool=replace(scenario.pool, allocator="fifo"),
+        faults=replace(scenario.faults, drop_max=1, abort_max=1, rate=0.0),
+    )
+    trace = run_once(world, Seeded(3), record=True, seed=3).trace
+    assert trace is not None
+    return trace
+
+
+@pytest.mark.parametrize("make", [partial(found, "free-without-quiescence"), late_arrivals], ids=["abort", "arrivals"])
+def test_at_each_step_the_choices_are_those_of_the_world_and_do_what_it_does(make: Callable[[], Trace]) -> None:
     """In the order in which the world offers them; here nothing is asked inside an action, so each is one choice."""
-    trace = found("free-without-quiescence")
+    trace = make()
     graph, run = graph_of(trace), run_of_trace(trace)
     edges = choices_of(graph)
     for number, node in enumerate(graph.path[:-1]):
         begun = world_after(trace, number)
-        course = actions.enabled(begun) + actions.faults(begun)
+        course = [] if begun.done() else actions.enabled(begun) + actions.faults(begun)
         assert len(course) == len(edges[node])
         for action, edge in zip(course, edges[node], strict=True):
             world, shown = world_after(trace, number), added_up(run.steps[: number + 1])

@@ -14,6 +14,7 @@ from sim.choices import Replayed, Seeded
 from sim.engines.check import check
 from sim.engines.replay import scenario_of, world_of
 from sim.engines.simulate import run_once
+from sim.explorer.fold import with_span, without_gap
 from sim.explorer.page import Run
 from sim.explorer.runs import run_of_trace
 from sim.scenario import Scenario
@@ -68,6 +69,29 @@ def test_a_run_under_every_fault_adds_up(seed: int) -> None:
     trace = run_once(crowded(), Seeded(seed), record=True, seed=seed).trace
     assert trace is not None
     adds_up(trace)
+
+
+def test_a_room_that_is_used_again_begins_anew() -> None:
+    """Its progress is that of the present attempt, and its lifecycles start over."""
+    scenario = zoo.default_scenario()
+    request = scenario.requests[0]
+    replace = msgspec.structs.replace
+    again = (replace(request, room=4, count=1), replace(request, room=4, count=1, tokens=3, arrives_at_tick=1))
+    trace = run_once(replace(scenario, requests=again), Seeded(2), record=True, seed=2).trace
+    assert trace is not None
+    run = adds_up(trace)
+    begun = [change for step in run.steps for change in step.progress if not change.granted]
+    assert [change.room for change in begun] == [4, 4] and begun[0].epoch != begun[1].epoch
+    receiver = [change.state for step in run.steps for change in step.lifecycles if change.lane == "receiver 0"]
+    assert (receiver.count("Bootstrapping"), receiver.count("Success")) == (2, 2)
+
+
+def test_stretches_of_tokens_are_drawn_together() -> None:
+    """What counts is what is there without a gap from the first token on."""
+    spans = with_span(with_span((), 4, 8), 12, 16)
+    assert (spans, without_gap(spans)) == (((4, 8), (12, 16)), 0)
+    assert with_span(spans, 8, 12) == ((4, 16),) and with_span(spans, 5, 6) == spans
+    assert without_gap(with_span(spans, 0, 4)) == 8
 
 
 def test_what_lags_is_told_when_it_happens() -> None:

@@ -170,6 +170,7 @@ def test_what_no_trace_holds_is_told_as_inferred(write: Write) -> None:
     inferred = marks_of(run, "inferred")
     assert run.verdict == "holds" and inferred
     assert all("there is no trace of the sender" in mark.text for mark in inferred)
+    assert {run.steps[mark.step].action for mark in inferred} <= {"received", "wrote"}
 
 
 def test_of_a_long_trace_the_end_is_shown_as_it_stands(write: Write) -> None:
@@ -182,6 +183,7 @@ def test_of_a_long_trace_the_end_is_shown_as_it_stands(write: Write) -> None:
     count = len(events["receiver"])
     assert ("shown", f"events {count - STEPS_MAX + 1:,} to {count:,}") in run.facts
     shown = added_up(run.steps[:1])
+    assert len(shown.blocks) == 3
     assert shown.progress[0, 1].landed == 5 and shown.lifecycles["receiver 0", 0, 1].state == "Success"
     assert run.steps[-1].text == f"remark: {STEPS_MAX + 99}"
 
