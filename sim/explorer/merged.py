@@ -108,10 +108,9 @@ class _Reader:
 
     def _refuse(self, event: AnyEvent, refusal: Refusal) -> None:
         """The first event that the protocol cannot do; what comes after it is not judged by the acceptor."""
-        parts = [event_words(event), refusal.text]
-        parts += [f"it stood at {refusal.state}"] if refusal.state else []
-        parts += [f"it could have done: {'; '.join(refusal.could)}"] if refusal.could else []
-        text = ". ".join([parts[0] + ": " + parts[1], *parts[2:]])
+        text = f"{event_words(event)}: {refusal.text}"
+        text += f". Before it: {refusal.state}" if refusal.state else ""
+        text += f". What could be: {'; '.join(refusal.could)}" if refusal.could else ""
         self.broken.append((len(self.events), Violation(refusal.property or CONFORMS, text)))
         self.acceptor = None
 

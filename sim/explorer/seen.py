@@ -326,8 +326,9 @@ def run_of_seen(paths: Sequence[Path], *, command: str = "", facts: Facts = ()) 
     for number, placed in enumerate(seen.events[start:end], start=1):
         steps.append(teller.step(number, placed))
         marks += resume_marks(number, [placed.event])
-        if isinstance(placed.event, Note) and placed.event.kind == "fault":
-            marks.append(Mark("fault", number, placed.event.text))
+        restarted = isinstance(placed.event, Restarted)
+        if restarted or (isinstance(placed.event, Note) and placed.event.kind == "fault"):
+            marks.append(Mark("fault", number, steps[-1].text))
     for number, violation in seen.broken:
         if start < number <= end:
             marks.append(Mark("violation", number - start, violation.text, violation.property))
