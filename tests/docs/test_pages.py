@@ -25,10 +25,14 @@ NOT_RUN = {
         "up to a minute",
         "the zoo once more, ten thousand runs, and Ray",
         "all tests; .ci/run does this",
-        "gigabytes, and a process for each rank; tests/gpu_backend/test_cli_run.py runs small ones",
+        "gigabytes, and a process for each rank; test_cli_run.py and test_kills.py run small ones",
         "each waits for the other; tests/gpu_backend/test_cli_run.py runs both",
         "each round kills a process and takes two to four seconds",
         "a part of another project's file",
+    ],
+    "docs/conformance.md": [
+        "starts processes; tests/gpu_backend/test_kills.py runs small ones",
+        "needs a trace that is refused; tests/sim/test_conform_cli.py makes one",
     ],
     "docs/examples.md": [
         "installs packages; tests/examples/test_encode_scheduler.py runs the program",
