@@ -51,7 +51,7 @@ def event_words(event: Any) -> str:
             parts.append(_epoch(value).strip())
         elif name == "blocks":
             parts.append("blocks=[" + " ".join(str(ref.block) for ref in value) + "]")
-        elif value not in ("", None, False):
+        elif value is not None and value is not False and value != "":
             parts.append(f"{name}={value}")
     return f"{type(event).__name__} " + " ".join(part for part in parts if part)
 

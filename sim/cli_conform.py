@@ -36,7 +36,7 @@ from sim.pytest_file import pytest_file
 TracesArgument = Annotated[
     list[Path],
     typer.Argument(
-        metavar="TRACE...",
+        metavar="TRACE",
         help="Traces of workers, one of each process, or a directory of them; or one trace of the simulator.",
         show_default=False,
     ),
@@ -76,8 +76,7 @@ def conform_command(
 ) -> None:
     """Read traces of workers, and find the first event that the protocol cannot do.
 
-    The traces are merged by causality. What is missing since a trace begins late, ends early or is not there is
-    inferred, and counted; nothing else is.
+    They are merged by causality. Only what is missing for a reason is inferred, and that is counted.
     """
     check_writable(minimise_to)
     if states_max is not None and minimise_to is None:

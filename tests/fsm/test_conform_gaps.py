@@ -271,8 +271,8 @@ def test_words_for_lanes_of_which_little_is_known() -> None:
         ),
         (Received(S, grant(1)), "sender 0 takes in: GRANT room=1 seq=1 start=8 capacity=8 blocks=[0 1] epoch=7.1"),
         (moved(S, T, "fail", BAD), "sender (rank 0), room 1 epoch=7.1: Transferring -> Failed (fail)"),
-        (granted(1), "Granted room=1 epoch=7.1 seq=1 start=8 capacity=8 blocks=[0 1]"),
-        (finished(S, BAD, "X", epoch=None), "Finished side=sender room=1 state=Failed reason=X total_tokens=20"),
+        (granted(1), "Granted receiver_rank=0 room=1 epoch=7.1 seq=1 start=8 capacity=8 blocks=[0 1]"),
+        (finished(S, BAD, "X", epoch=None), "Finished side=sender receiver_rank=0 room=1 state=Failed reason=X total_tokens=20"),
     ],
 )
 def test_events_in_words(event: Any, words: str) -> None:

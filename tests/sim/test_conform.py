@@ -145,7 +145,7 @@ def test_a_resume_more_is_refused_at_that_event() -> None:
     more = msgspec.structs.replace(event, seq=2)
     refused = spoilt(RECEIVER, insert(RUN[RECEIVER], at + 1, more))
     assert (refused.line, refused.kind, refused.refusal.rule) == (at + 3, "Granted", "R2")
-    assert refused.refusal.property == "I6" and "Granted room=" in refused.event
+    assert refused.refusal.property == "I6" and "Granted receiver_rank=0" in refused.event
     assert any("take in its STATUS" in could for could in refused.refusal.could)
 
 

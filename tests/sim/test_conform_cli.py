@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import runpy
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from fsm.events import Granted, Overtaken
 from fsm.trace import TraceEnding
 from sim.engines.conform import conform
 from sim.engines.minimise import Candidate, Minimised, features_of, minimise
-from tests.sim.cli_kit import refused, resumark
+from tests.sim.cli_kit import ROOT, refused, resumark
 from tests.sim.kit_conform import Traces, insert, late, ours, place, traces_of, written
 
 RUN = traces_of(ours("example"), 1)
@@ -48,11 +49,8 @@ def test_what_is_inferred_is_listed_with_its_reason(tmp_path: Path) -> None:
     text = " ".join(ran.out.split())
     assert ran.code == 0 and "9 events before its first" in text and "there is no trace of the sender" in text
     answer = resumark("conform", *paths, "--json").data
-    assert {
-        "what": "Sent STATUS",
-        "because": "there is no trace of the sender of receiver rank 0",
-        "times": 3,
-    } in answer["inferred"] or answer["inferred"]
+    said = [(found["what"], found["times"]) for found in answer["inferred"]]
+    assert ("Sent STATUS", 2) in said and all(found["because"] for found in answer["inferred"]), said
 
 
 def test_a_refusal_names_the_event_the_rule_the_state_and_what_could_have_been(tmp_path: Path) -> None:
@@ -61,7 +59,7 @@ def test_a_refusal_names_the_event_the_rule_the_state_and_what_could_have_been(t
     text = " ".join(ran.out.split())
     assert ran.code == 1
     for said in (
-        "Granted room=1",
+        "Granted receiver_rank=0 room=1",
         "line ",
         "R2: a resume is decided once",
         "ResumeRequested",
@@ -170,3 +168,19 @@ def test_a_small_scenario_is_like_the_trace(tmp_path: Path) -> None:
         pytest.fail("no run had an abort, a restart, a doubled message and an early grant")
     assert "doubled messages" in features.words() and small[0].faults.abort_max == 1
     assert small[0].requests[0].grant_tokens == 2
+
+
+def test_every_field_and_option_is_documented(tmp_path: Path) -> None:
+    page = (
+        (ROOT / "docs" / "cli.md")
+        .read_text(encoding="utf-8")
+        .split("## `resumark conform`\n", 1)[1]
+        .split("\n## ", 1)[0]
+    )
+    answer = resumark(
+        "conform", *written(resumed_twice(), tmp_path), "--minimise", str(tmp_path / "t.py"), "--json"
+    ).data
+    for name in (*answer, *answer["refused"], *answer["minimised"], *answer["processes"][0]):
+        assert f"`{name}`" in page, name
+    for option in re.findall(r"(--[a-z-]+)", resumark("conform", "--help").out):
+        assert option == "--help" or f"`{option}" in page, option
