@@ -1,6 +1,7 @@
 // Builds dist/: one script, one style sheet, and the licences of what is bundled. The same input gives the same bytes.
 // With --test: bundles and runs the unit tests of the pure parts instead.
 import { spawnSync } from "node:child_process";
+import { createHash } from "node:crypto";
 import { existsSync, mkdtempSync, readFileSync, readdirSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
@@ -17,10 +18,13 @@ function checkInline(text) {
     if (text.toLowerCase().includes(bad)) throw new Error(`dist/explorer.js holds ${bad}; a page would end there`);
 }
 
+/** Libraries that others have taken into their own files. */
+const WITHIN = { "@dagrejs/dagre": ["@dagrejs/graphlib"] };
+
 /** The packages whose files went into the bundle, sorted. */
 function packagesOf(metafile) {
   const names = Object.keys(metafile.inputs).map((path) => /^node_modules\/((?:@[^/]+\/)?[^/]+)\//.exec(path)?.[1]);
-  return [...new Set(names.filter(Boolean))].sort();
+  return [...new Set(names.filter(Boolean).flatMap((name) => [name, ...(WITHIN[name] ?? [])]))].sort();
 }
 
 /** The name, version and licence text of one package. */
@@ -30,6 +34,14 @@ function licenceOf(name) {
   const file = readdirSync(folder).find((entry) => /^licen[cs]e/i.test(entry));
   if (!file) throw new Error(`${name} has no licence file`);
   return `${name} ${version} (${license})\n\n${readFileSync(join(folder, file), "utf8").trim()}\n`;
+}
+
+/** A digest of all that dist/ is made from, so that a test without Node sees whether it is up to date. */
+function digestOfSources() {
+  const files = ["build.mjs", "package-lock.json", ...readdirSync(join(here, "src")).sort().map((file) => `src/${file}`)];
+  const hash = createHash("sha256");
+  for (const file of files) hash.update(`${file}\0`).update(readFileSync(join(here, file))).update("\0");
+  return hash.digest("hex");
 }
 
 async function bundle() {
@@ -49,6 +61,7 @@ async function bundle() {
   const rule = "\n" + "-".repeat(72) + "\n\n";
   const head = "The explorer page bundles these libraries.\n";
   writeFileSync(join(here, "dist", "LICENSES.txt"), [head, ...packagesOf(result.metafile).map(licenceOf)].join(rule));
+  writeFileSync(join(here, "dist", "sources.sha256"), digestOfSources() + "\n");
 }
 
 async function test() {

@@ -160,6 +160,9 @@ export function AlarmView(props: { finding: Finding; scale: Scale; y: number; he
       </text>
       {late >= 0 && (
         <g class="alarm-late">
+          <rect x={late + 1} y={y} width={scale.column - 2} height={height} rx={2}>
+            <title>{`step ${finding.written}: only here it is written`}</title>
+          </rect>
           <path d={`M${x + scale.column} ${y + height - 2}C${x + scale.column + 20} ${y + height + 7} ${late - 20} ${y + height + 7} ${late + 2} ${y + height - 2}`} />
           <path d={`M${late - 6} ${y + height + 1}L${late + 2} ${y + height - 2}L${late - 2} ${y + height + 6}`} />
         </g>
