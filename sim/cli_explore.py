@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from time import monotonic
 from typing import Annotated, Any
@@ -41,6 +40,7 @@ from sim.explorer.build import nodes_wanted, ordinary_run, page_of_seen, page_of
 from sim.explorer.html import html_of, parts
 from sim.explorer.page import Page, Run
 from sim.explorer.runs import version_name
+from sim.perfetto import write_perfetto
 from sim.progress import bar, search_progress
 from sim.trace_file import read_trace
 
@@ -152,6 +152,8 @@ def explore_command(
         raise LocalError("--versus and --alone contradict each other; give one of them")
     if versus is not None:
         version_named(versus)
+    if form is FormatName.perfetto and graph_states:
+        raise LocalError("--graph-states: only a page lets other choices be taken; leave it out")
     write = writer(form)
     named = list(what or [])
     search = {"--detector": detector, "--hazard": hazard, "--allocator": allocator, "--only": only,
@@ -160,7 +162,8 @@ def explore_command(
     if not named and detector is None and not hazard:
         search["--detector"] = SHOWN
     shown = {"--versus": versus, "--graph-states": graph_states, "--title": title}
-    options = _Options(*_arguments(named, search, shown, alone), title or "", versus, alone, graph_states, json)
+    nodes_max = graph_states if form is FormatName.html else 0
+    options = _Options(*_arguments(named, search, shown, alone), title or "", versus, alone, nodes_max, json)
     if traces:
         _refuse_with_traces(named, traces, search)
         page, facts, code = _page_of_files(traces, options)
@@ -190,8 +193,7 @@ def writer(form: FormatName) -> Callable[[Page], bytes]:
     """What makes the file. Raises LocalError where the page's script was not built."""
     if form is FormatName.html:
         return partial(html_of, built=parts())
-    write: Callable[[Page], bytes] = import_module("sim.perfetto").write_perfetto  # not needed for pages
-    return write
+    return write_perfetto
 
 
 def save(data: bytes, path: Path) -> None:
@@ -333,7 +335,7 @@ def _print(page: Page, facts: Told, target: Path, form: FormatName, size: int, c
         graph = page.graph
         extent = "all there are" if graph.complete else "those nearest to the run"
         lines.append(("states", f"{graph.nodes:,} to step through, {extent}; {len(graph.choices):,} choices"))
-    lines.append(("page", f"{target}, {size / 1000:,.0f} kB"))
+    lines.append(("page" if form is FormatName.html else "file", f"{target}, {size / 1000:,.0f} kB"))
     render.print_facts(console, lines)
     console.print()
     viewer = "a browser; it needs no network" if form is FormatName.html else "https://ui.perfetto.dev"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Collection, Hashable, Mapping
 from typing import Any
 
 from fsm.events import Delivered, Finished, Granted, Progressed, StateChanged, Wrote
@@ -81,9 +81,10 @@ class Folded:
         self._progressed, self._moves = {}, []
         return told
 
-    def tell_all(self) -> None:
-        """Tell everything that is so, as if nothing had been told."""
-        self._progressed, self._moves = dict(self.progress), list(self.lifecycles.values())
+    def tell_all(self, rooms: Collection[int]) -> None:
+        """Tell everything that is so of some rooms, as if nothing had been told."""
+        self._progressed = {key: told for key, told in self.progress.items() if told.room in rooms}
+        self._moves = [told for told in self.lifecycles.values() if told.room in rooms]
 
     def take(self, event: object) -> None:
         """See an event."""

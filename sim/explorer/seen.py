@@ -6,7 +6,7 @@ receiver's does not say when a block became free, so that blocks are concluded f
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from fsm.errors import LocalError
@@ -131,15 +131,15 @@ class _Teller:
         text = self._words(event)
         return self.tell(number, str(event.__struct_config__.tag), text, placed.at_s)
 
-    def pass_by(self, events: Sequence[Placed], text: str) -> Step:
-        """Step 0: what was so before the first event that is shown, after all of ``events``."""
+    def pass_by(self, events: Sequence[Placed], rooms: Collection[int], text: str) -> Step:
+        """Step 0: what was so before the first event that is shown, after all of ``events``, of some rooms."""
         for placed in events:
             self._begin(placed.event)
             self.folded.take(placed.event)
             self._words(placed.event)
         self._said, self._arrows, self._touches = [], [], []
         self._changed = dict(self.blocks)
-        self.folded.tell_all()
+        self.folded.tell_all(rooms)
         return self.tell(0, "", text, events[-1].at_s if events else 0.0)
 
     def tell(self, number: int, kind: str, text: str, at_s: float) -> Step:
@@ -321,7 +321,8 @@ def run_of_seen(paths: Sequence[Path], *, command: str = "", facts: Facts = ()) 
     parties = _Parties(seen.headers, seen.events)
     teller = _Teller(parties)
     first = "what was seen begins" if not start else f"{start:,} events before this are not shown"
-    steps = [teller.pass_by(seen.events[:start], first)]
+    rooms = _rooms_of(seen.events[start:end])
+    steps = [teller.pass_by(seen.events[:start], rooms, first)]
     marks: list[Mark] = []
     for number, placed in enumerate(seen.events[start:end], start=1):
         steps.append(teller.step(number, placed))
@@ -334,11 +335,22 @@ def run_of_seen(paths: Sequence[Path], *, command: str = "", facts: Facts = ()) 
             marks.append(Mark("violation", number - start, violation.text, violation.property))
     marks += [Mark("inferred", number - start, text) for number, text in seen.inferred if start < number <= end]
     marks.sort(key=lambda mark: mark.step)
-    requests = tuple([Request(room, tokens) for room, tokens in sorted(parties.tokens.items())])
+    requests = tuple([Request(room, parties.tokens.get(room, -1)) for room in sorted(rooms)])
     return Run(
         "workers", WORKER, "violated" if seen.broken else "holds", command,
         (*_facts(seen, start, end), *facts), parties.lanes(), parties.pools(), requests, tuple(steps), tuple(marks),
     )  # fmt: skip
+
+
+def _rooms_of(events: Sequence[Placed]) -> dict[int, None]:
+    """The rooms that some events speak of."""
+    rooms: dict[int, None] = {}
+    for placed in events:
+        event = placed.event
+        room = getattr(event.message if isinstance(event, (Sent, Received)) else event, "room", None)
+        if room is not None:
+            rooms[room] = None
+    return rooms
 
 
 def _facts(seen: Merged, start: int, end: int) -> list[tuple[str, str]]:

@@ -100,6 +100,16 @@ def test_a_trace_is_shown_as_it_is(here: Path) -> None:
     assert done.data["command"] == "resumark explore lost.jsonl --versus none --title 'lost <again>'"
 
 
+def test_a_file_for_the_viewer(here: Path) -> None:
+    """The same run, and no graph: nobody could take a choice there."""
+    done = resumark("explore", *FLAG, "--format", "perfetto", "--json")
+    assert (done.code, done.data["page"], done.data["graph"]) == (3, "explore.perfetto.json", None)
+    assert done.data["command"] == "resumark explore --detector flag --format perfetto"
+    assert msgspec.json.decode((here / "explore.perfetto.json").read_bytes())["traceEvents"]
+    shown = resumark("explore", *FLAG, "--format", "perfetto")
+    assert "open       explore.perfetto.json in https://ui.perfetto.dev" in shown.out.splitlines()
+
+
 def test_the_same_page_twice_byte_for_byte(here: Path) -> None:
     for name in ("a.html", "b.html"):
         resumark("explore", *FLAG, "-o", name)
@@ -128,6 +138,7 @@ def test_a_large_world_has_no_graph_unless_it_is_asked_for(here: Path) -> None:
         (("torn.jsonl",), "torn.jsonl, line 1: not a line of a trace"),
         (("--versus", "flags"), "there is no version 'flags'"),
         (("--versus", "none", "--alone"), "--versus and --alone contradict each other"),
+        (("--format", "perfetto", "--graph-states", "5"), "--graph-states: only a page lets other choices be taken"),
         (("--only", "I12"), "--only: there is no property 'I12'"),
         (("-o", "no/such/place.html"), "no/such/place.html: cannot be written: there is no directory no/such"),
     ],

@@ -178,14 +178,18 @@ def test_of_a_long_trace_the_end_is_shown_as_it_stands(write: Write) -> None:
     events = told()
     last_s = events["receiver"][-1][0]
     events["receiver"] += [(last_s, Note("remark", str(number))) for number in range(STEPS_MAX + 100)]
+    events["receiver"].append((last_s, next(e for _, e in events["receiver"] if isinstance(e, Sent))))  # said again
     run = run_of_seen(write(events, "receiver"))
     assert len(run.steps) - 1 == STEPS_MAX
     count = len(events["receiver"])
     assert ("shown", f"events {count - STEPS_MAX + 1:,} to {count:,}") in run.facts
     shown = added_up(run.steps[:1])
     assert len(shown.blocks) == 3
-    assert shown.progress[0, 1].landed == 5 and shown.lifecycles["receiver 0", 0, 1].state == "Success"
-    assert run.steps[-1].text == f"remark: {STEPS_MAX + 99}"
+    assert list(shown.progress) == [(0, 1)] and shown.progress[0, 1].landed == 5
+    assert list(shown.lifecycles) == [("receiver 0", 0, 1)]
+    assert shown.lifecycles["receiver 0", 0, 1].state == "Success"
+    assert [request.room for request in run.requests] == [1]
+    assert run.steps[-2].text == f"remark: {STEPS_MAX + 99}"
 
 
 def test_what_is_no_workers_trace_is_refused(write: Write, tmp_path: Path) -> None:
