@@ -75,12 +75,13 @@ class View:
         """The row of a step in the sequence diagram."""
         return self.page.locator(f"#{pane}-{step}")
 
-    def fragment(self) -> str:
-        """The place in the address, once it shows the present step."""
+    def fragment(self, pattern: str) -> str:
+        """The place in the address, once it shows the present step and what ``pattern`` asks for."""
         self.page.wait_for_function(
-            "() => location.hash.match(/step=(\\d+)/)?.[1] === document.querySelector('.where b').textContent"
+            """pattern => RegExp(pattern).test(location.hash)
+                && /step=(\\d+)/.exec(location.hash)[1] === document.querySelector(".where b").textContent""",
+            arg=pattern,
         )
-        self.page.wait_for_timeout(150)
         return str(self.page.evaluate("location.hash"))
 
 
