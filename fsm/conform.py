@@ -43,6 +43,9 @@ from fsm.states import TERMINAL, State
 KEEP_EPOCHS: Final = 8192
 """So many epochs that have ended are remembered."""
 
+HOLE: Final = "hole"
+"""The kind of a note that says: events are missing here."""
+
 Key = tuple[int, int, Epoch]
 """(receiver rank, room, epoch)"""
 
@@ -463,6 +466,16 @@ class Acceptor:
     def _note(self, event: Note) -> None:
         if event.kind == "fault" and event.text == "poison":
             self.process.spoilt = True
+        elif event.kind == HOLE:
+            self._hole(self.process)
+
+    def _hole(self, process: Process) -> None:
+        """Events of that process are missing here: what is known of its requests may be true no more."""
+        process.holes += 1
+        process.born = None
+        for side, lanes in (("receiver", self.receivers), ("sender", self.senders)):
+            for key in [key for key in lanes if process.is_of(side, key[0])]:
+                self._forget(side, key, mark=False)
 
     # --- what is missing, and what is refused ---------------------------------------------------------
 
@@ -532,4 +545,4 @@ class Acceptor:
         return lanes + sum(len(checker.memory) for checker in self.monitors.checkers)
 
 
-__all__ = ["KEEP_EPOCHS", "TABLES", "TERMINAL", "Acceptor", "Refusal", "Refused"]
+__all__ = ["HOLE", "KEEP_EPOCHS", "TABLES", "TERMINAL", "Acceptor", "Refusal", "Refused"]

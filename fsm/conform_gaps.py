@@ -16,12 +16,13 @@ class Process:
     """One process that wrote a trace. ``side`` is empty for a trace of a whole world, in which every process tells.
 
     ``served``: the receiver ranks that a sender serves; empty where its trace does not say. ``dropped``: so many events
-    before the first line are not there. ``messages``: whether it tells those that it sends and takes in. ``over`` is
-    empty while events are left, then ``"whole"`` or ``"cut"`` (no ending was written).
+    before the first line are not there, and so many ``holes`` are behind it. ``messages``: whether it tells those that
+    it sends and takes in. ``over`` is empty while events are left, then ``"whole"`` or ``"cut"`` (no ending was
+    written).
     """
 
     __slots__ = (
-        "block_tokens", "boot_id", "born", "dropped", "hole", "messages", "name", "over", "rank", "served", "side",
+        "block_tokens", "boot_id", "born", "dropped", "holes", "messages", "name", "over", "rank", "served", "side",
         "spoilt",
     )  # fmt: skip
 
@@ -45,7 +46,7 @@ class Process:
         self.block_tokens = block_tokens
         self.served = served
         self.over = ""
-        self.hole = False
+        self.holes = 0
         self.spoilt = False
         """The next message that it takes in is one that the network made up (a fault that a simulator tells of)."""
         self.born: Epoch | None = None
@@ -54,7 +55,7 @@ class Process:
     @property
     def starts_late(self) -> bool:
         """Whether events of its own may be missing before what is there."""
-        return self.dropped > 0 or self.hole
+        return self.dropped > 0 or self.holes > 0
 
     def is_of(self, side: str, rank: int) -> bool:
         """Whether this is that side of receiver rank ``rank``."""
@@ -79,7 +80,7 @@ class Gaps:
 
     def own(self, process: Process) -> str:
         """Why an earlier event of the process itself may be missing; empty if it may not."""
-        if process.hole:
+        if process.holes:
             return f"the trace of {process.name} has a hole"
         if process.dropped:
             return f"the trace of {process.name} starts late, {process.dropped:,} events are not in it"

@@ -212,7 +212,7 @@ class Recorder:
         if self._memory is None:
             raise LocalError("dump: no events are kept; expected observe.ring or observe.dump_dir, and an open worker")
         try:
-            _replace(Path(path), self._held(ending or TraceEnding()))
+            _replace(Path(path), self._held(ending or TraceEnding(text="dumped when asked for; the worker went on")))
         except OSError as error:
             log.error("%s: events could not be dumped to %s: %s", self._name, path, error)
             return False

@@ -162,6 +162,7 @@ def _processes(console: Console, answer: Conformance) -> None:
     table.columns[1].justify = "right"
     for told in answer.processes:
         missing = [f"{told.dropped:,} events before its first" if told.dropped else "", _ENDINGS[told.over]]
+        missing.append(f"in {render.plural(told.holes, 'hole')}" if told.holes else "")
         missing.append("" if told.messages else "messages")
         table.add_row(told.name, f"{told.events:,}", Path(told.file).name, "; ".join(part for part in missing if part))
     console.print(table)
@@ -246,7 +247,7 @@ def _json(answer: Conformance, short: Minimised | None, path: Path | None, comma
         "processes": [
             {
                 "process": told.name, "trace": told.file, "events": told.events, "dropped": told.dropped,
-                "messages": told.messages, "ending": told.over or None,
+                "holes": told.holes, "messages": told.messages, "ending": told.over or None,
             }
             for told in answer.processes
         ],

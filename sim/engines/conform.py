@@ -32,8 +32,9 @@ _REPORT_EVERY = 16_384
 
 
 class Told(NamedTuple):
-    """A process whose trace was read: how many events there were, how many are missing before the first, and how its
-    trace ends (``"whole"``, ``"cut"``, or empty where it was not read to its end)."""
+    """A process whose trace was read: how many events there were, how many are missing before the first, how many
+    holes there are behind it, and how its trace ends (``"whole"``, ``"cut"``, or empty where it was not read to its
+    end)."""
 
     name: str
     file: str
@@ -41,6 +42,7 @@ class Told(NamedTuple):
     rank: int
     events: int
     dropped: int
+    holes: int
     messages: bool
     over: str
 
@@ -187,7 +189,15 @@ def _said(source: Source) -> Violation:
 def _told(source: Source, events: int) -> Told:
     process = source.process
     return Told(
-        process.name, source.name, process.side, process.rank, events, process.dropped, process.messages, process.over
+        process.name,
+        source.name,
+        process.side,
+        process.rank,
+        events,
+        process.dropped,
+        process.holes,
+        process.messages,
+        process.over,
     )
 
 

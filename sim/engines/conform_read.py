@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from fsm.conform import HOLE
 from fsm.conform_gaps import Process
 from fsm.errors import LocalError
-from fsm.events import Received, Sent
+from fsm.events import Note, Received, Sent
 from fsm.ring import is_ring, read_ring
 from fsm.trace import TRACE_VERSION, WORKER, Line, Seen, Trace, TraceEnding, TraceHeader
 from sim.engines.replay import replay, scenario_of, world_of
@@ -23,6 +24,9 @@ from sim.trace_file import read_trace
 
 PIECE_BYTES = 1 << 18
 """So much of a file is read and decoded at once."""
+
+HOLES_MAX = 16
+"""A file with more lines that cannot be read is no trace."""
 
 _DECODER = msgspec.json.Decoder(Line)
 _MESSAGE = re.compile(rb'"event"\s*:\s*"(?:sent|received)"')
@@ -126,12 +130,18 @@ def _pieces(path: Path) -> Iterator[tuple[bytes, bool]]:
 
 def _events(path: Path, process: Process, pieces: Iterator[tuple[bytes, bool]]) -> Iterator[Told]:
     """What a worker saw. At the end of it ``process.over`` says how it ended."""
-    number, ending = 0, None
+    number, at_s, holes, ending = 0, 0.0, 0, None
     for piece, last in pieces:
-        for record in _decoded(piece, number, path, last=last):
+        for record in _decoded(piece, last=last):
             number += 1
             if type(record) is Seen and ending is None:
-                yield number, record.at_s, record.event
+                at_s = record.at_s
+                yield number, at_s, record.event
+            elif isinstance(record, Note) and ending is None:
+                holes += 1
+                if holes > HOLES_MAX:
+                    raise LocalError(f"{path}, line {number}: {record.text}")
+                yield number, at_s, record
             elif number > 1 or not isinstance(record, TraceHeader):
                 ending = _ending(record, number, path, ending)
     # An ending with a text is that of a dump: its process went on.
@@ -146,22 +156,22 @@ def _ending(record: Any, number: int, path: Path, ended: TraceEnding | None) -> 
     return record
 
 
-def _decoded(piece: bytes, number: int, path: Path, *, last: bool) -> list[Any]:
-    """The records of some lines; half a line at the very end is left out, as a process that was killed leaves it."""
+def _decoded(piece: bytes, *, last: bool) -> list[Any]:
+    """The records of some lines. One that cannot be read is a hole; half a line at the very end is left out, as a
+    process that was killed leaves it."""
     try:
         found: list[Any] = _DECODER.decode_lines(piece)
         return found
     except (msgspec.DecodeError, ValueError, RecursionError):
         pass
-    records = []
+    records: list[Any] = []
     lines = [line for line in piece.split(b"\n") if line.strip()]
     for index, line in enumerate(lines):
         try:
             records.append(_DECODER.decode(line))
         except (msgspec.DecodeError, ValueError, RecursionError) as error:
-            if last and index == len(lines) - 1 and not piece.endswith(b"\n"):
-                return records
-            raise LocalError(f"{path}, line {number + index + 1}: not a line of a trace: {error}") from None
+            if not (last and index == len(lines) - 1 and not piece.endswith(b"\n")):
+                records.append(Note(HOLE, f"not a line of a trace: {error}"))
     return records
 
 

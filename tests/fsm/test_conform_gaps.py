@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from fsm.conform import Acceptor
+from fsm.conform import HOLE, Acceptor
 from fsm.conform_gaps import Gaps, Process
 from fsm.conform_lanes import ReceiverLane, SenderLane, rows_to, target_of
 from fsm.conform_words import RULES, could_have, event_words, lane_text
-from fsm.events import Executed, Received, Sent
+from fsm.events import Executed, Note, Received, Sent
 from fsm.lifecycle import ReceiverFacts
 from fsm.messages import Epoch
 from tests.fsm.kit_conform import (
@@ -155,6 +155,20 @@ def test_a_trespass_is_seen_in_a_late_trace_too() -> None:
     assert refusal([wrote(1, 8, 8, "it is Free")], late())[1].rule == "I1"
 
 
+@pytest.mark.parametrize("at", range(1, len(RUN)))
+def test_a_hole_is_bridged(at: int) -> None:
+    for missing in range(4):
+        process = world()
+        found = read([*RUN[:at], Note(HOLE, "line 7"), *RUN[at + missing :]], process)
+        assert process.holes == 1 and all("has a hole" in why for _, why in found.gaps.inferred)
+
+
+def test_behind_a_hole_what_is_told_counts_again() -> None:
+    events = [*RUN, Note(HOLE, ""), moved(R, T, "resume", RR), granted(1), granted(2, 8)]
+    number, why = refusal(events)
+    assert (number, why.rule) == (len(events) - 1, "R2")
+
+
 # --- traces without messages ----------------------------------------------------------------------------
 
 
@@ -217,7 +231,7 @@ def test_who_may_lack_an_event_and_why() -> None:
     assert "has no ending" in gaps.peer(S, 2)
     sender.dropped = 1200
     assert gaps.peer(S, 0) == "the trace of sender 0 starts late, 1,200 events are not in it"
-    sender.hole = True
+    sender.holes = 1
     assert gaps.peer(S, 0) == "the trace of sender 0 has a hole" and sender.starts_late
     assert Process(S, 4).is_of(S, 9) and world().is_of(S, 9)
 
@@ -272,7 +286,10 @@ def test_words_for_lanes_of_which_little_is_known() -> None:
         (Received(S, grant(1)), "sender 0 takes in: GRANT room=1 seq=1 start=8 capacity=8 blocks=[0 1] epoch=7.1"),
         (moved(S, T, "fail", BAD), "sender (rank 0), room 1 epoch=7.1: Transferring -> Failed (fail)"),
         (granted(1), "Granted receiver_rank=0 room=1 epoch=7.1 seq=1 start=8 capacity=8 blocks=[0 1]"),
-        (finished(S, BAD, "X", epoch=None), "Finished side=sender receiver_rank=0 room=1 state=Failed reason=X total_tokens=20"),
+        (
+            finished(S, BAD, "X", epoch=None),
+            "Finished side=sender receiver_rank=0 room=1 state=Failed reason=X total_tokens=20",
+        ),
     ],
 )
 def test_events_in_words(event: Any, words: str) -> None:

@@ -268,7 +268,7 @@ def test_traces_are_read_from_files_in_pieces(tmp_path: Path, monkeypatch: pytes
         (lambda lines: ["{", *lines[1:]], "line 1: not a line of a trace"),
         (lambda lines: [lines[0].replace('"version":1', '"version":9'), *lines[1:]], "trace version 9"),
         (lambda lines: [lines[0].replace('"side":"sender"', '"side":"both"'), *lines[1:]], "side 'both'"),
-        (lambda lines: [*lines[:3], '{"line":', *lines[3:]], "line 4: not a line of a trace"),
+        (lambda lines: [lines[0], *["{"] * 17, *lines[1:]], "line 18: not a line of a trace"),
         (lambda lines: [*lines, lines[-1]], "nothing may follow the ending"),
         (lambda lines: [*lines, lines[1]], "nothing may follow the ending"),
         (lambda lines: [lines[0], lines[0], *lines[1:]], "there is one header"),
@@ -280,6 +280,16 @@ def test_what_is_no_trace_is_refused_with_its_line(change: Any, says: str, tmp_p
     path.write_text("\n".join(change(path.read_text().splitlines())) + "\n")
     with pytest.raises(LocalError, match=says):
         conform([path])
+
+
+def test_a_line_that_cannot_be_read_is_a_hole(tmp_path: Path) -> None:
+    paths = [Path(path) for path in written(RUN, tmp_path)]
+    lines = paths[0].read_text().splitlines()
+    for gone in (4, 20, 24):
+        paths[0].write_text("\n".join([*lines[:gone], lines[gone][:9], *lines[gone + 1 :]]) + "\n")
+        found = conform(paths)
+        assert found.verdict == "conforms" and found.inferred_total > 0, (gone, found.refused)
+        assert (found.processes[0].holes, found.processes[1].holes) == (1, 0)
 
 
 def test_a_ring_is_a_trace_that_begins_late(tmp_path: Path) -> None:
