@@ -35,6 +35,7 @@ PUBLIC = {
     "sim": [
         "scenario", "world", "choices", "zoo", "report", "sweep", "trace_file", "pytest_file", "engines.check",
         "engines.simulate", "engines.replay", "engines.shrink", "engines.no_return", "engines.agree", "engines.result",
+        "model.form", "model.tables", "model.live", "vector.search", "vector.result", "vector.live", "prove.induction",
     ],
     "gpu_backend": [
         "receiver_worker", "sender_worker", "worker", "config", "outcomes", "pool", "layout", "observe", "control",
@@ -209,7 +210,8 @@ def commands_page() -> str:
         for parameter in each.params:
             if parameter.name == "help":
                 continue
-            shown = ", ".join(f"`{option}`" for option in (*parameter.opts, *parameter.secondary_opts))
+            value = f" {parameter.metavar}" if parameter.metavar else ""
+            shown = ", ".join(f"`{option}{value}`" for option in (*parameter.opts, *parameter.secondary_opts))
             if parameter.param_type_name == "argument":
                 shown = f"`{(parameter.metavar or parameter.name).upper()}`"
             rows.append((shown, words(getattr(parameter, "help", "")), default_of(parameter)))
@@ -311,6 +313,18 @@ def _resolve(full: str) -> str | None:
     return None
 
 
+def drop_aliases(app: Any, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
+    """Python's own words about a field of a named tuple say nothing."""
+    if lines and lines[0].startswith("Alias for field number"):
+        lines.clear()
+
+
+def drop_object(app: Any, name: str, thing: Any, options: Any, bases: list[Any]) -> None:
+    """That a class is an object goes without saying."""
+    if bases == [object]:
+        bases.clear()
+
+
 def write_pages(app: Any) -> None:
     """Write every page that has changed, and remove those that nothing makes any more."""
     folder = Path(app.srcdir) / "reference"
@@ -335,4 +349,6 @@ def setup(app: Any) -> dict[str, bool]:
     """Sphinx calls this."""
     app.connect("builder-inited", write_pages)
     app.connect("missing-reference", find_name)
+    app.connect("autodoc-process-docstring", drop_aliases)
+    app.connect("autodoc-process-bases", drop_object)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
