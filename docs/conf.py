@@ -54,5 +54,6 @@ html_show_sphinx = False
 html_theme_options = {"navigation_with_keys": True}
 copybutton_exclude = ".linenos, .gp, .go"
 highlight_language = "none"
+smartquotes = False  # two hyphens are the beginning of an option
 pygments_style = "default"
 pygments_dark_style = "github-dark"

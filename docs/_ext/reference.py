@@ -250,7 +250,8 @@ def api_pages() -> Iterator[tuple[str, str]]:
             below.append((full, about))
             yield f"api/{full}", page([f"# {full}", "```{eval-rst}\n.. automodule:: " + full + "\n```"])
         rows = [(f"[{full}]({full}.md)", about) for full, about in below]
-        tree = "\n".join(["```{toctree}", ":hidden:", "", *(full for full, _ in below), "```"])
+        entries = [f"{full[len(package) + 1 :]} <{full}>" for full, _ in below]
+        tree = "\n".join(["```{toctree}", ":hidden:", "", *entries, "```"])
         table = sim_docs.markdown_table(("module", "what it is"), rows)
         yield f"api/{package}", page([f"# {package}", whole(root.__doc__).split("::")[0].rstrip(":"), table, tree])
         names.append(package)
