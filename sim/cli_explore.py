@@ -89,7 +89,7 @@ def explore_command(
     what: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[SCENARIO|TRACE...]", show_default=False,
+            metavar="SCENARIO|TRACE", show_default=False,
             help="A scenario as for check, a trace file, or several traces of real workers of one run.",
         ),
     ] = None,
@@ -249,7 +249,7 @@ def _page_of_scenario(named: Sequence[str], search: dict[str, Any], options: _Op
         )  # fmt: skip
     facts: Told = [("explore", f"scenario {chosen.title}"), ("variant", render.variant_text(chosen.scenario)),
                    *render.verdict_facts(result)]  # fmt: skip
-    told = [("check", _searched(result))]
+    told = [("scenario", chosen.title), ("check", _searched(result))]
     trace, code = None, result.exit_code
     if result.violations:
         trace = result.violations[0].trace
@@ -295,7 +295,7 @@ def _page_of_files(traces: Sequence[str], options: _Options) -> tuple[Page, Told
     facts: Told = [("explore", f"{traces[0]}, found by {header.engine}"),
                    ("variant", render.variant_text(scenario_of(header)))]  # fmt: skip
     command = header.command or command_line("replay", traces[0])
-    page = _page_of(read[0], options, command, [("found by", header.engine)])
+    page = _page_of(read[0], options, command, [("trace", traces[0]), ("found by", header.engine)])
     return page, facts, _code_of(page.runs[0])
 
 
