@@ -222,8 +222,8 @@ class Standstill(Struct, frozen=True):
 
 
 class Graph(Struct, frozen=True, omit_defaults=True):
-    """The states of a small scenario. Node 0 is the first state. ``complete``: every state is here; else every one that at
-    most ``depth`` other choices lead to from the first run, and some beyond."""
+    """The states of a small scenario. Node 0 is the first state. ``complete``: every state is here; else every one that
+    at most ``depth`` other choices lead to from the first run, and some beyond."""
 
     nodes: int
     expanded: int
