@@ -33,6 +33,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--transport", choices=TRANSPORTS, default="auto", help="what carries the tensors")
     parser.add_argument("--train-steps", type=_count(0, 10_000), default=60, metavar="N", help="0: random weights")
     parser.add_argument("--kill-encoder-once", action="store_true", help="SIGKILL to the encode worker in mid transfer")
+    parser.add_argument("--trace", type=Path, metavar="DIR", help="write what the workers do there, a file a process")
     return parser.parse_args(arguments)
 
 
@@ -57,13 +58,13 @@ def make_weights(path: Path, steps: int) -> float:
 
 
 def run(
-    weights: Path, wanted: Sequence[Job], *, pool_blocks: int, transport: str, kill_once: bool
+    weights: Path, wanted: Sequence[Job], *, pool_blocks: int, transport: str, kill_once: bool, traces: Path | None
 ) -> tuple[Scheduler, list[str]]:
     """Serve all requests through two processes: this one is the language worker. The scheduler in its last state, and
     what is to be said of the run."""
-    encode = EncodeProcess(weights, transport)
+    encode = EncodeProcess(weights, transport, traces)
     try:
-        config = receiver_config(encode.start(), pool_blocks, transport)
+        config = receiver_config(encode.start(), pool_blocks, transport, traces)
         with ReceiverWorker(config) as worker:
             book = load_encoder(weights).book.detach()
             scheduler = Scheduler(worker, encode, wanted, book)
@@ -147,6 +148,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """0 if everything arrived and is equal; 1 if not; 2 if something is missing that it needs."""
     options = parse(arguments)
     torch.set_num_threads(1)
+    if options.trace is not None:
+        options.trace.mkdir(parents=True, exist_ok=True)
     console = Console(highlight=False, soft_wrap=True)
     with tempfile.TemporaryDirectory() as folder:
         weights = Path(folder) / "encoder.pt"
@@ -158,13 +161,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             scheduler, said = run(
                 weights, jobs(options.requests), pool_blocks=options.pool_blocks, transport=options.transport,
-                kill_once=options.kill_encoder_once,
+                kill_once=options.kill_encoder_once, traces=options.trace,
             )  # fmt: skip
         except LocalError as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
     for line in said:
         console.print(line)
+    if options.trace is not None:
+        console.print(f"traces: resumark conform {options.trace}")
     console.print()
     return 0 if report(console, scheduler, encoder) else 1
 

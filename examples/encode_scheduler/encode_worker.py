@@ -14,10 +14,10 @@ from pathlib import Path
 
 import torch
 
-from examples.encode_scheduler.jobs import LAYOUT, Job, load_encoder
+from examples.encode_scheduler.jobs import LAYOUT, Job, load_encoder, observing
 from examples.encode_scheduler.vision import Encoded
 from gpu_backend import Payload, SenderWorker, SenderWorkerConfig
-from gpu_backend.config import ControlConfig, PoolConfig, TransportConfig
+from gpu_backend.config import ControlConfig, ObserveConfig, PoolConfig, TransportConfig
 
 SOURCE_BLOCKS = 256
 """What is encoded and not yet sent waits here; what does not fit queues, and ``submit`` never refuses it for that."""
@@ -37,7 +37,7 @@ def payload_of(encoded: Encoded) -> Payload:
     return Payload(encoded.embeddings, ids, encoded.positions, encoded.deepstack, next_position - tokens)
 
 
-def serve(line: Connection, weights: Path, address: str, transport: str) -> None:
+def serve(line: Connection, weights: Path, address: str, transport: str, observe: ObserveConfig) -> None:
     """The life of the process: jobs come in through ``line``, payloads leave through the worker."""
     torch.set_num_threads(1)  # torch's own pool of threads would fight with the transport's
     encoder = load_encoder(weights)
@@ -46,6 +46,7 @@ def serve(line: Connection, weights: Path, address: str, transport: str) -> None
         pool=PoolConfig(blocks=SOURCE_BLOCKS),
         control=ControlConfig(address=address),
         transport=TransportConfig(name=transport),
+        observe=observe,
     )
     with SenderWorker(config) as worker:
         line.send(worker.address)
@@ -72,8 +73,8 @@ def _take_jobs(line: Connection, todo: deque[tuple[int, Job]]) -> bool:
 class EncodeProcess:
     """The encode worker as seen from outside. Nothing here waits, but for :meth:`start` and :meth:`close`."""
 
-    def __init__(self, weights: Path, transport: str) -> None:
-        self._weights, self._transport = weights, transport
+    def __init__(self, weights: Path, transport: str, traces: Path | None = None) -> None:
+        self._weights, self._transport, self._traces = weights, transport, traces
         self.address = "tcp://127.0.0.1:0"
         """Where it listens. The first one takes any free port; a successor takes the same again."""
         self.starts = 0
@@ -82,12 +83,13 @@ class EncodeProcess:
     def _spawn(self) -> None:
         spawn = multiprocessing.get_context("spawn")  # a fork would inherit threads and sockets
         self._line, theirs = spawn.Pipe()
+        self.starts += 1
+        observe = observing(self._traces, f"sender-{self.starts}")
         self._process = spawn.Process(
-            target=serve, args=(theirs, self._weights, self.address, self._transport), daemon=True
+            target=serve, args=(theirs, self._weights, self.address, self._transport, observe), daemon=True
         )
         self._process.start()
         theirs.close()  # else the pipe would not end when the process does
-        self.starts += 1
 
     def start(self) -> str:
         """Wait until it listens; where. Raises EOFError if it ended instead: it has told why on standard error."""

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from examples.encode_scheduler.vision import TOKEN_DIM, Encoder, load_picture
-from gpu_backend.config import LayoutConfig
+from gpu_backend.config import LayoutConfig, ObserveConfig
 
 LAYOUT = LayoutConfig(dim=TOKEN_DIM, block_tokens=16, deepstack_levels=1)
 """Both sides must have the same one: it is compared when they meet."""
@@ -51,6 +51,13 @@ def jobs(count: int) -> list[Job]:
     """So many different requests, pictures in turn."""
     names = list(VIEWS)
     return [Job(NAMES[number % len(NAMES)], names[number // len(NAMES)]) for number in range(count)]
+
+
+def observing(traces: Path | None, name: str) -> ObserveConfig:
+    """What is watched of a worker. Checks are cheap here, and a defect would be told. Of a process that may be killed,
+    each event has to be handed to the system at once, or the last ones go with it."""
+    trace = str(traces / f"{name}.jsonl") if traces is not None else ""
+    return ObserveConfig(checks=True, trace=trace, trace_flush="event")
 
 
 def load_encoder(weights: Path) -> Encoder:

@@ -13,16 +13,17 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from examples.encode_scheduler.encode_worker import EncodeProcess
-from examples.encode_scheduler.jobs import LAYOUT, NAMES, TOKENS_MAX, Job
+from examples.encode_scheduler.jobs import LAYOUT, NAMES, TOKENS_MAX, Job, observing
 from examples.encode_scheduler.vision import closeness, pooled
 from fsm.events import AnyEvent, Granted
 from gpu_backend import Outcome, ReceiverWorker, ReceiverWorkerConfig
-from gpu_backend.config import ControlConfig, ObserveConfig, PoolConfig, ResultConfig, TransportConfig
+from gpu_backend.config import ControlConfig, PoolConfig, ResultConfig, TransportConfig
 from gpu_backend.outcomes import Delivery
 
 RUNNING_MAX = 4
@@ -71,7 +72,9 @@ class Counts:
     batch_max: int = 0
 
 
-def receiver_config(address: str, pool_blocks: int, transport: str) -> ReceiverWorkerConfig:
+def receiver_config(
+    address: str, pool_blocks: int, transport: str, traces: Path | None = None
+) -> ReceiverWorkerConfig:
     """The worker's configuration: three bounds on memory, and where the sender listens."""
     return ReceiverWorkerConfig(
         layout=LAYOUT,
@@ -79,7 +82,7 @@ def receiver_config(address: str, pool_blocks: int, transport: str) -> ReceiverW
         results=ResultConfig(tokens=4 * TOKENS_MAX),
         control=ControlConfig(address=address),
         transport=TransportConfig(name=transport),
-        observe=ObserveConfig(checks=True),  # cheap here, and a defect would be told
+        observe=observing(traces, "receiver"),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from examples.encode_scheduler.encode_worker import payload_of
 from examples.encode_scheduler.jobs import NAMES, PICTURES, TOKENS_MAX, VIEWS, Job
 from examples.encode_scheduler.language_worker import Counts, Request, Scheduler
 from examples.encode_scheduler.vision import MERGE, SIDE, TOKEN_DIM, Encoder, closeness, patches_of, pooled, train
+from tests.sim.cli_kit import resumark
 
 SMALLEST = Job("cat", "left half")
 
@@ -46,21 +48,29 @@ def arrived(encoder: Encoder, job: Job = SMALLEST) -> Request:
     return request
 
 
-def test_it_runs_in_two_processes_and_bears_the_end_of_one(capsys: pytest.CaptureFixture[str]) -> None:
-    """A pool of 4 blocks, so that everything is resumed; the encode worker is killed in mid transfer, once. The
-    language worker is this process: that saves an import of torch."""
-    arguments = "--requests 3 --pool-blocks 4 --train-steps 0 --kill-encoder-once"
-    code = program.main(arguments.split())
+def test_it_runs_in_two_processes_and_bears_the_end_of_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A pool of 4 blocks, so that everything is resumed; the encode worker is killed in mid transfer, once. What the
+    three processes wrote down is a run of the protocol. The language worker is this process: that saves an import of
+    torch."""
+    arguments = "--requests 3 --pool-blocks 4 --train-steps 0 --kill-encoder-once --trace"
+    code = program.main([*arguments.split(), str(tmp_path / "traces")])
     said = capsys.readouterr().out
     assert code == 0, said
     assert "bit for bit: 3 of 3; failed: 0" in said
     assert re.search(r"^killed the encode worker when \d+ of \d+ tokens of '\w+, whole' had landed$", said, re.M)
     assert "encode workers started: 2; properties seen broken: 0" in said
-    assert re.search(r"^attempts that failed and were made again: \d+ \(.*PEER_GONE", said, re.M)
+    assert re.search(r"^attempts that failed and were made again: \d+ \((ABORTED|PEER_GONE) \d", said, re.M)
     rows = re.findall(r"^\w+, whole +\d+x\d+ +(\d+) +(\d+) +(\d+) +equal", said, re.M)
     assert len(rows) == 3
     for tokens, grants, resumes in rows:
         assert int(grants) == int(resumes) + 1 >= -(-int(tokens) // (4 * 16)) > 1
+    judged = resumark("conform", str(tmp_path / "traces"), "--json")
+    assert (judged.code, judged.data["verdict"]) == (0, "conforms"), judged.out
+    assert sorted(path.name for path in (tmp_path / "traces").iterdir()) == [
+        "receiver.jsonl", "sender-1.jsonl", "sender-2.jsonl",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("item", ["input_embeddings", "deepstack", "mrope_positions", "fill_ids", "position_delta"])
