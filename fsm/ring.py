@@ -80,13 +80,13 @@ class RingWriter:
         if len(line) > self._line_max:
             line = b""
         self.written += 1
-        number = _NUMBER.pack(self.written)
-        record = _HEAD.pack(len(line), zlib.crc32(line, zlib.crc32(number))) + number + line
-        at = self._at
-        if at + len(record) > self._end:
-            at = self._begin
-        self._memory[at : at + len(record)] = record
-        self._at = _aligned(at + len(record))
+        body = _NUMBER.pack(self.written) + line
+        record = _HEAD.pack(len(line), zlib.crc32(body)) + body
+        end = self._at + len(record)
+        if end > self._end:
+            end = self._begin + len(record)
+        self._memory[end - len(record) : end] = record
+        self._at = _aligned(end)
 
 
 class Ring(NamedTuple):
@@ -133,7 +133,7 @@ def _whole_records(data: bytes, at: int) -> dict[int, bytes]:
         end = at + _RECORD.size + length
         if number and end <= len(data):
             line = data[end - length : end]
-            if zlib.crc32(line, zlib.crc32(_NUMBER.pack(number))) == crc:
+            if zlib.crc32(data[at + _HEAD.size : end]) == crc:
                 whole[number] = line
                 at = _aligned(end)
                 continue

@@ -1,4 +1,4 @@
-"""``resumark soak`` and ``resumark bench transfer``."""
+"""``resumark soak``, ``resumark bench transfer`` and ``resumark bench record``."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from gpu_backend.cli_common import (
     print_facts,
     print_figures,
     print_json,
+    print_rows,
     progress,
     reports_errors,
 )
@@ -37,6 +38,7 @@ def register(app: typer.Typer) -> None:
     app.command("soak")(soak_command)
     bench = group(app, "bench", "Measure what things cost here, beside what they should.")
     bench.command("transfer")(bench_command)
+    bench.command("record")(record_command)
 
 
 @reports_errors
@@ -155,3 +157,32 @@ def bench_command(
         print_json(figures_json(groups))
     else:
         print_figures(output(), groups)
+
+
+@reports_errors
+def record_command(
+    events: Annotated[
+        int, typer.Option("--events", metavar="N", min=1000, max=100_000_000, help="About so many, for each way.")
+    ] = 200_000,
+    json: JsonOption = False,
+) -> None:
+    """What an event costs a worker in its loop: with nobody looking, in a ring, in a trace; and what a dump takes."""
+    from gpu_backend.bench_record import DUMP_KIB, measure_dump, measure_recording
+
+    with progress("measuring", quiet=json) as say:
+        figures = measure_recording(events, lambda done, total: say(f"{done} of {total} turns", done, total))
+        dump_s = measure_dump()
+    if json:
+        ways = [
+            {"way": one.name, "event_ns": round(one.event_s * 1e9), "events_per_s": round(one.events_per_s),
+             "event_bytes": round(one.event_bytes)}
+            for one in figures
+        ]  # fmt: skip
+        print_json({"engine": "bench record", "ways": ways, "dump_kib": DUMP_KIB, "dump_s": round(dump_s, 6)})
+        return
+    rows = [
+        (one.name, f"{one.event_s * 1e9:,.0f} ns", f"{one.events_per_s:,.0f}", f"{one.event_bytes:.0f}")
+        for one in figures
+    ]
+    print_rows(output(), ("written down", "an event", "events a second", "bytes"), rows, left=("written down",))
+    output().print(f"\na dump of a ring of {DUMP_KIB:,} KiB takes {dump_s * 1000:.1f} ms")

@@ -18,6 +18,7 @@ from fsm.states import State
 from fsm.trace import TRACE_VERSION, WORKER, Seen, Trace, TraceEnding, TraceHeader, parse_trace_bytes
 from gpu_backend.config import ConfigError, ObserveConfig, SenderWorkerConfig, config_from_mapping
 from gpu_backend.recorder import Recorder
+from tests.gpu_backend.kit_cli import resumark
 from tests.gpu_backend.kit_workers import Pair, payload_of
 
 HEADER = TraceHeader(TRACE_VERSION, WORKER, {}, side="sender", rank=3, boot_id=9)
@@ -267,3 +268,22 @@ def test_a_dump_says_how_much_went_before_it(tmp_path: Path) -> None:
     assert dumped.seen[-1] == Seen(2999.0, Note("n", "2999"))
     assert read_ring((tmp_path / "ring").read_bytes()).dropped == dumped.header.dropped
     recorder.close(TraceEnding())
+
+
+# --- what it costs ----------------------------------------------------------------------------------------
+
+
+def test_each_way_of_writing_down_can_be_measured() -> None:
+    """The figures are of this machine; that there are some for each way, and of what was really written, is not."""
+    done = resumark("bench", "record", "--events", "1000", "--json")
+    assert done.code == 0
+    ways = {one["way"]: one for one in done.data["ways"]}
+    assert list(ways) == [
+        "nothing", "checks", "ring in a file", "ring in memory, for dumps", "trace, once a second",
+        "trace, each event", "ring and trace",
+    ]  # fmt: skip
+    assert all(one["event_ns"] > 0 and one["events_per_s"] > 0 for one in ways.values())
+    assert ways["nothing"]["event_bytes"] == 0 and 100 < ways["ring and trace"]["event_bytes"] < 400
+    assert done.data["dump_kib"] == 1024 and done.data["dump_s"] > 0
+    shown = resumark("bench", "record", "--events", "1000").out
+    assert "events a second" in shown and "a dump of a ring of 1,024 KiB takes" in shown
