@@ -181,8 +181,8 @@ class Acceptor:
                 text = "no REGISTER_ACK came that fits"
                 self.need_message("Received REGISTER_ACK", event, lane, text, "R8", whole=whole)
         elif cause == "grant":
-            if lane.whole and not lane.first_grant_due():
-                self.refuse(event, "R3", f"grant 0 was given already (seq {lane.seq} is the newest)", "I6", lane)
+            if lane.row or (lane.whole and not lane.first_grant_due()):
+                self.refuse(event, "R3", "grant 0 is decided once, and was", "I6", lane)
             lane.row = "grant"
         elif cause == "resume":
             lane.row = "resume"
@@ -336,6 +336,9 @@ class Acceptor:
             if lane.live and not (event.seq == lane.seq and lane.open) and lane.whole:
                 text = f"a STATUS closed seq {event.seq}: nothing of it may be written any more"
                 self.refuse(event, "R3", text, "I1", lane)
+            if event.seq == lane.wrote:
+                self.refuse(event, "R3", f"the bytes of seq {event.seq} had come: it was executed once", "I6", lane)
+            lane.wrote = event.seq
         if lane.whole or event.trespass:
             self.watch(event)
 

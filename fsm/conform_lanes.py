@@ -91,11 +91,12 @@ class Lane:
 class ReceiverLane(Lane):
     """One epoch on one receiver rank. ``seq``, ``start``, ``capacity`` are those of the newest grant, ``open`` while
     it is not closed; ``word`` is what a STATUS said that closes it. ``chunks`` are those that landed and were not
-    delivered: seq -> (start, tokens). ``boots`` are the sender processes that acknowledged its REGISTER."""
+    delivered: seq -> (start, tokens). ``wrote`` is the last grant whose bytes came, ``boots`` are the sender processes
+    that acknowledged its REGISTER."""
 
     __slots__ = (
         "boots", "capacity", "chunks", "delivered", "handled", "last_resume_at", "open", "seq", "start", "unsent",
-        "watermark", "word",
+        "watermark", "word", "wrote",
     )  # fmt: skip
 
     side = "receiver"
@@ -109,6 +110,7 @@ class ReceiverLane(Lane):
         self.open = False
         self.unsent = False
         self.word: int = UNKNOWN
+        self.wrote: int = UNKNOWN
         self.watermark: int = zero
         self.handled: int = zero
         self.last_resume_at: int = zero
@@ -181,7 +183,7 @@ class SenderLane(Lane):
     """One epoch's lane on a sender. ``grants`` are those that came and may be executed: seq -> (start, capacity);
     ``executed`` is the last seq whose write began, ``end`` where it ends; ``status`` the last STATUS that was sent."""
 
-    __slots__ = ("boot_id", "committed", "end", "executed", "grants", "start", "status")
+    __slots__ = ("boot_id", "committed", "end", "executed", "grants", "offered", "start", "status")
 
     side = "sender"
 
@@ -194,6 +196,7 @@ class SenderLane(Lane):
         self.committed: int = 0 if whole else UNKNOWN
         self.status: tuple[int, int] | None = None
         self.boot_id = 0
+        self.offered = False
 
     def begin(self) -> None:
         super().begin()

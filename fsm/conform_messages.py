@@ -39,6 +39,9 @@ HEARD_MAX: Final = 8192
 HEARD: Final[dict[str, int]] = {"REGISTER": 1, "OFFER": 2, "GRANT": 4, "ABORT": 8}
 """The kinds that are answered, as bits of what a lane has heard."""
 
+ENDED_BY_ABORT: Final = 16
+"""Beside those: an ABORT came while the lane lived, and was not acknowledged yet."""
+
 BY_CODEC: Final = (NackCode.INTERNAL, NackCode.INCOMPATIBLE)
 """Codes with which bytes are refused that are no message, so that there is none to be seen."""
 
@@ -154,6 +157,9 @@ class MessageRules:
         if lane.state not in ("", State.WAITING) and not told:
             text = f"an OFFER is made in WaitingForInput, until a GRANT comes; the lifecycle is in {lane.state}"
             acceptor.refuse(event, "R3", text, "", lane)
+        if lane.offered and not event.resend:
+            acceptor.refuse(event, "R3", "the OFFER was made for the first time already", "", lane)
+        lane.offered = True
         self._total(event, lane, message.total_tokens)
 
     def _sent_status(self, event: Sent, message: Status, key: Key) -> None:
@@ -200,13 +206,16 @@ class MessageRules:
         acceptor = self.acceptor
         lane: Lane | None = acceptor.receivers.get(key) if event.side == "receiver" else acceptor.senders.get(key)
         self._answers(event, lane, key, "ABORT")
-        if isinstance(lane, SenderLane) and lane.whole and message.executed_seq != lane.executed:
+        if not isinstance(lane, SenderLane):
+            return
+        fresh, lane.heard = lane.heard & ENDED_BY_ABORT, lane.heard & ~ENDED_BY_ABORT
+        forgotten = message.executed_seq == UNKNOWN and not fresh  # the tombstone may have expired
+        if lane.whole and message.executed_seq != lane.executed and not forgotten:
             text = f"it says that seq {message.executed_seq} was executed last, and it was {lane.executed}"
             acceptor.refuse(event, "R11", text, "I1", lane)
-        if lane is not None and lane.live and lane.state not in ("", State.BOOTSTRAPPING) and event.side == "sender":
-            acceptor.refuse(
-                event, "R11", "it says that nothing will be written, and the lane has not ended", "I1", lane
-            )
+        if lane.live and lane.state not in ("", State.BOOTSTRAPPING):
+            text = "it says that nothing will be written, and the lane has not ended"
+            acceptor.refuse(event, "R11", text, "I1", lane)
 
     def _sent_nack(self, event: Sent, message: Nack, key: Key) -> None:
         if message.code in BY_CODEC or message.about not in HEARD:
@@ -267,6 +276,8 @@ class MessageRules:
         acceptor = self.acceptor
         lane: Lane | None = acceptor.receivers.get(key) if event.side == "receiver" else acceptor.senders.get(key)
         self._hear(event.side, lane, key, "ABORT")
+        if lane is not None and lane.live:
+            lane.heard |= ENDED_BY_ABORT
 
     def _came_register(self, event: Received, message: Register, key: Key) -> None:
         acceptor = self.acceptor

@@ -145,6 +145,8 @@ def spoilt() -> list[Any]:
     case("bytes of no grant", replaced(RUN, wrote(1, 8, 8), wrote(3, 8, 8)), "R3", "I1")
     case("bytes elsewhere", replaced(RUN, wrote(1, 8, 8), wrote(1, 9, 7)), "R3", "I1")
     case("bytes of a grant that is closed", inserted(RUN, progressed(16), wrote(1, 8, 8)), "R3", "I1")
+    case("bytes twice", inserted(RUN, wrote(1, 8, 8), wrote(1, 8, 8)), "R3", "I6")
+    case("the row of grant 0 twice", inserted(RUN, moved(R, W, "grant", W), moved(R, W, "grant", W)), "R3", "I6")
     case("bytes in a block of another", inserted(RUN, progressed(16), wrote(1, 8, 8, "it is Free")), "I1", "I1")
     return cases  # fmt: skip
 
@@ -175,6 +177,7 @@ def spoilt_messages() -> list[Any]:
     case("a grant that was not decided", inserted(RUN, Received(R, offer()), Sent(R, grant(0))), "R3")
     case("acknowledged without its row", (without(RUN, moved(S, B, "registered", W)), 2), "table")
     case("an OFFER while a grant is executed", inserted(RUN, executed(0, 0, 8), Sent(S, offer(), True)), "R3")
+    case("an OFFER twice for the first time", inserted(RUN, Sent(S, offer()), Sent(S, offer())), "R3")
     case("another length", replaced(RUN, Sent(S, status(0, 8)), Sent(S, status(0, 8, 24))), "R4")
     case("a STATUS that is wrong", replaced(RUN, Sent(S, status(1, 16)), Sent(S, status(1, 15))), "R3")
     case("a STATUS twice for the first time", inserted(RUN, Sent(S, status(1, 16)), Sent(S, status(1, 16))), "R3")
@@ -243,6 +246,7 @@ def test_a_request_that_fails_on_both_sides_is_a_run_too() -> None:
     events += [Sent(S, abort_ack(0)), Received(R, abort_ack(0)), Sent(R, abort(), resend=True)]
     assert read(events).gaps.total == 0
     assert refusal(replaced(events, Sent(S, abort_ack(0)), Sent(S, abort_ack(-1)))[0])[1].rule == "R11"
+    assert read([*events, Received(S, abort()), Sent(S, abort_ack(-1))]).gaps.total == 0  # its tombstone is gone
     assert refusal([*events, Sent(S, status(0, 8))])[1].rule == "R3"
     assert refusal([*events[:-6], Sent(S, abort_ack(0))])[1].text.endswith("has not ended")
 

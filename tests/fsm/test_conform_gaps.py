@@ -141,7 +141,7 @@ def test_what_a_late_trace_does_tell_is_held_against_it(events: list[Any], rule:
             "receiver: WaitingForInput -> WaitingForInput (grant)": 1}),
         ([wrote(1, 8, 8), progressed(16), delivered(1, 8, 8), finished(R, BAD, "DEADLINE")], {
             "receiver: Bootstrapping -> Failed (fail)": 1}),
-        ([moved(R, W, "landed", T), moved(R, T, "resume", RR), granted(1), wrote(1, 8, 8), wrote(1, 8, 8)], {
+        ([moved(R, W, "landed", T), moved(R, T, "resume", RR), granted(1), wrote(1, 8, 8), wrote(0, 0, 8)], {
             "receiver: Bootstrapping -> WaitingForInput (registered)": 1, "Granted": 1}),
         ([Sent(R, register(epoch=Epoch(7, 2))), Sent(R, register(epoch=Epoch(7, 3))), finished(R, BAD, "DEADLINE")], {
             "receiver: Bootstrapping -> Failed (fail)": 1}),
