@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
+from examples.own_lifecycle.in_the_end import judge
 from examples.own_lifecycle.lease import HOLDER, LEASE, RULES, WRONG, Rules
 from examples.own_lifecycle.model import bounded, unbounded
 from examples.own_lifecycle.world import Batch, simulate
@@ -95,6 +96,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console.print(f"ours, simulated: {ours}.")
     console.print(f"\nThe shortest run that breaks '{options.show}':\n")
     console.print("\n".join(lines))
+    ends, never_ends = judge(bounded())
+    console.print(f"\nIn the end {ends.promise.text}: {ends.verdict}, if each Renew arrives finitely often.")
+    console.print(f"If one may arrive for ever: {never_ends.verdict}.\n")
+    console.print("\n".join(never_ends.lines()))
+    wrong += [] if (ends.verdict, never_ends.verdict) == ("holds", "violated") else ["in the end"]
     console.print(f"\n{time.monotonic() - started:.1f} s. Not as expected: {', '.join(wrong) or 'none'}.")
     return 1 if wrong else 0
 
