@@ -171,11 +171,11 @@ class Observer:
             with self._lock:
                 self.recorder.tick(at_s)
 
-    def failed(self, name: str, ending: TraceEnding) -> None:
+    def failed(self, what: str, epoch: Epoch | None, ending: TraceEnding) -> None:
         """Something failed; at the end of the round the last events are dumped, if that is wanted."""
         if self.recorder is not None:
             with self._lock:
-                self.recorder.failed(name, ending)
+                self.recorder.failed(what, epoch, ending)
 
     def dump(self, path: str | os.PathLike[str]) -> bool:
         """As :meth:`gpu_backend.recorder.Recorder.dump`; from any thread."""
@@ -236,9 +236,8 @@ class Reporter:
             counts[violation.property] = counts.get(violation.property, 0) + 1
             room = getattr(event, "room", None)
             text = f"property {violation.property} is broken: {violation.text}"
-            self.observer.failed(
-                _dump_name(room, getattr(event, "epoch", None)), TraceEnding(violation.property, text)
-            )
+            what = f"room{room}" if room is not None else "worker"
+            self.observer.failed(what, getattr(event, "epoch", None), TraceEnding(violation.property, text))
             self._broken(room, violation)
 
     def tick(self) -> None:
@@ -305,7 +304,7 @@ class Reporter:
         counters.ended[effect.reason] = counters.ended.get(effect.reason, 0) + 1
         if effect.state == State.FAILED and self._is_surprise(effect):
             text = f"room {effect.room} ended Failed: {effect.reason}"
-            self.observer.failed(_dump_name(effect.room, effect.epoch), TraceEnding("", text))
+            self.observer.failed(f"room{effect.room}", effect.epoch, TraceEnding("", text))
         if self.active:
             self.emit(
                 Finished(
@@ -387,19 +386,18 @@ class Reporter:
         self.counters.tokens += count
         self.counters.bytes += count_bytes
 
-    def restarted(self, receiver_ranks: tuple[int, ...]) -> None:
-        """The sender goes on as a new process; what it had under way is forgotten."""
-        self.counters.restarts += 1
-        self.counters.in_flight = dict.fromkeys(map(str, State), 0)
+    def restarted(self, receiver_ranks: tuple[int, ...], failed: int, text: str) -> None:
+        """The sender goes on as a new process; what it had under way is forgotten, and ``failed`` lanes with it."""
+        counters = self.counters
+        counters.restarts += 1
+        counters.in_flight = dict.fromkeys(map(str, State), 0)
+        if failed:
+            counters.ended[Reason.PEER_GONE.name] = counters.ended.get(Reason.PEER_GONE.name, 0) + failed
         if self.active:
             self.emit(Restarted(receiver_ranks))
-
-
-def _dump_name(room: int | None, epoch: Epoch | None) -> str:
-    """What the dump of a request is called, behind the worker's name."""
-    if room is None:
-        return "worker"
-    return f"room{room}-{epoch.boot_id}.{epoch.counter}" if epoch is not None else f"room{room}-unknown"
+        if failed:
+            what = f"restart{counters.restarts}"
+            self.observer.failed(what, None, TraceEnding("", f"{text}: {failed} requests failed (of each rank)"))
 
 
 def _decisions(effects: list[Effect], agreed: Agreed) -> tuple[tuple[int, str], ...]:

@@ -25,6 +25,7 @@ import msgspec
 
 from fsm.errors import LocalError
 from fsm.events import AnyEvent
+from fsm.messages import Epoch
 from fsm.ring import RingWriter, read_ring
 from fsm.trace import Seen, TraceEnding, TraceHeader
 from gpu_backend.config import ObserveConfig
@@ -177,10 +178,12 @@ class Recorder:
         if self._ring is not None:
             self._ring.put(line)
 
-    def failed(self, name: str, ending: TraceEnding) -> None:
-        """Something failed that is to be dumped at the end of this round, under that name."""
+    def failed(self, what: str, epoch: Epoch | None, ending: TraceEnding) -> None:
+        """Something failed that is to be dumped at the end of this round, under that name and epoch; where there is
+        none, under the boot id of this process."""
         if self.dump_dir is not None:
-            self._due.setdefault(name, ending)
+            number = f"{epoch.boot_id}.{epoch.counter}" if epoch is not None else str(self.header.boot_id)
+            self._due.setdefault(f"{what}-{number}", ending)
 
     def tick(self, at_s: float) -> None:
         """The end of a round: dump what failed in it, and flush if it is time to."""

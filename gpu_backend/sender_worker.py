@@ -588,6 +588,7 @@ class SenderWorker(Worker):
         self._flush()
         self.transport.close()
         ended, self._requests = self._requests, {}
+        failed = 0
         self._queue.clear()
         self._stagings.clear()
         self._writes.clear()
@@ -596,12 +597,13 @@ class SenderWorker(Worker):
                 self.pool.give_back(request.blocks)
                 request.blocks = ()
             if not request.reported:
+                failed += len(self.config.ranks.receiver_ranks) - len(request.lanes)
                 for rank in self.config.ranks.receiver_ranks:
                     request.lanes.setdefault(rank, LaneOutcome(State.FAILED, "PEER_GONE"))
                 request.detail = request.detail or f"link to receiver {lost.receiver_rank}: {lost.text}"
                 self._report(request)
         self.boot_id = new_boot_id(self.boot_id)
-        self.reporter.restarted(self.config.ranks.receiver_ranks)
+        self.reporter.restarted(self.config.ranks.receiver_ranks, failed, f"link to receiver {lost.receiver_rank} lost")
         self.transport = self._make_transport()
         self.sender = self._make_sender()
         self.control.set_hello(self._hello())

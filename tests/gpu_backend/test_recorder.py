@@ -12,12 +12,14 @@ from typing import Any
 import pytest
 
 from fsm.errors import LocalError
-from fsm.events import Finished, Granted, Note, Received, StateChanged
+from fsm.events import Finished, Granted, Note, Received, Restarted, StateChanged
+from fsm.messages import Epoch
 from fsm.ring import read_ring
 from fsm.states import State
 from fsm.trace import TRACE_VERSION, WORKER, Seen, Trace, TraceEnding, TraceHeader, parse_trace_bytes
 from gpu_backend.config import ConfigError, ObserveConfig, SenderWorkerConfig, config_from_mapping
 from gpu_backend.recorder import Recorder
+from gpu_backend.transports.base import LinkLost
 from tests.gpu_backend.kit_cli import resumark
 from tests.gpu_backend.kit_workers import Pair, payload_of
 
@@ -45,6 +47,7 @@ import os, signal, sys
 from fsm.events import Note
 from fsm.trace import TRACE_VERSION, WORKER, TraceHeader
 from gpu_backend.recorder import Recorder
+from gpu_backend.transports.base import LinkLost
 
 ring, trace, flush = sys.argv[1:]
 recorder = Recorder(TraceHeader(TRACE_VERSION, WORKER, {}), ring=ring, ring_kib=64, trace=trace, trace_flush=flush)
@@ -191,16 +194,34 @@ def test_an_exception_while_a_request_is_handled_is_dumped(tmp_path: Path) -> No
     pair.close()
 
 
+def test_what_a_lost_link_took_with_it_is_counted_and_dumped(tmp_path: Path) -> None:
+    """The sender goes on as a new process, and its requests end without a step of their own."""
+    pair = watched_pair(tmp_path)
+    for room in (1, 2):
+        pair.sender.submit(room, payload_of(room, 37))
+        pair.receiver.submit(room)
+    pair.run(lambda: pair.receiver.progress(1).watermark_tokens > 0)
+    boot_id, poll = pair.sender.boot_id, pair.sender.transport.poll
+    pair.sender.transport.poll = lambda: [*poll(), LinkLost(0, "cut")]  # type: ignore[method-assign]
+    pair.sender.poll()
+    assert pair.sender.stats().counters.ended == {"PEER_GONE": 2}
+    (path,) = (tmp_path / "dumps").iterdir()
+    assert path.name == f"sender-0-restart1-{boot_id}.jsonl"
+    assert read(path).ending.text == "link to receiver 0 lost: 2 requests failed (of each rank)"
+    assert isinstance(read(path).seen[-1].event, Restarted)
+    pair.close()
+
+
 def test_there_are_no_more_dumps_than_asked_for(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Those that a process of before has left are counted: a worker that is started again and again fills no disk."""
     for life in range(2):
         recorder = Recorder(HEADER, dump_dir=str(tmp_path), ring_kib=64, dumps_max=3)
         for number in range(2 * life, 2 * life + 2):
             write_notes(recorder, 0, number)
-            recorder.failed(f"room{number}-9.1", TraceEnding("", f"room {number}"))
+            recorder.failed(f"room{number}", Epoch(9, 1), TraceEnding("", f"room {number}"))
             recorder.tick(0.0)
             recorder.tick(1.0)
-        recorder.failed("room0-9.1", TraceEnding("", "once more"))
+        recorder.failed("room0", Epoch(9, 1), TraceEnding("", "once more"))
         recorder.close(TraceEnding())
     assert sorted(file.name for file in tmp_path.iterdir()) == [
         f"sender-3-room{number}-9.1.jsonl" for number in (0, 1, 2)
@@ -216,7 +237,7 @@ def test_many_that_fail_at_once_are_one_file_and_a_short_text(tmp_path: Path) ->
     """A peer that dies takes a thousand requests with it; that must not keep the loop of the worker."""
     recorder = Recorder(HEADER, dump_dir=str(tmp_path), ring_kib=64)
     for room in range(1000):
-        recorder.failed(f"room{room}-9.{room}", TraceEnding("", f"room {room}"))
+        recorder.failed(f"room{room}", Epoch(9, room), TraceEnding("", f"room {room}"))
     recorder.tick(0.0)
     (only,) = tmp_path.iterdir()
     assert only.name == "sender-3-room0-9.0.jsonl"
@@ -228,7 +249,7 @@ def test_a_directory_that_went_away_costs_the_dump_and_no_more(
 ) -> None:
     recorder = Recorder(HEADER, dump_dir=str(tmp_path / "dumps"), ring_kib=64)
     (tmp_path / "dumps").rmdir()
-    recorder.failed("room1-9.1", TraceEnding("", "room 1"))
+    recorder.failed("room1", None, TraceEnding("", "room 1"))
     recorder.tick(0.0)
     assert "nothing is dumped" in caplog.text
     caplog.clear()
