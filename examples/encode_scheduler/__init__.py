@@ -1,1 +1,7 @@
 """Workers embedded in a scheduler loop: see README.md in this folder."""
+
+from importlib.util import find_spec
+
+for _module in ("torch", "PIL"):
+    if find_spec(_module) is None:
+        raise SystemExit(f"error: this example needs {_module}: pip install -c constraints.txt '.[torch,nixl,examples]'")
