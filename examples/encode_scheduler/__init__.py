@@ -4,4 +4,5 @@ from importlib.util import find_spec
 
 for _module in ("torch", "PIL"):
     if find_spec(_module) is None:
-        raise SystemExit(f"error: this example needs {_module}: pip install -c constraints.txt '.[torch,nixl,examples]'")
+        install = "pip install -c constraints.txt '.[torch,nixl,examples]'"
+        raise SystemExit(f"error: this example needs {_module}: {install}")
