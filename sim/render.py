@@ -157,8 +157,8 @@ def print_requests(console: Console, requests: Sequence[RequestReport]) -> None:
     if not requests:
         return
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False)
-    for column in ("room", "state", "delivered", "content", "resumed at", "grants"):
-        table.add_column(column, justify="right" if column in ("room", "delivered", "grants") else "left")
+    for column in ("room", "state", "delivered", "content", "resumed at", "grants executed"):
+        table.add_column(column, justify="right" if column in ("room", "delivered", "grants executed") else "left")
     for request in requests[:REQUESTS_SHOWN_MAX]:
         table.add_row(
             str(request.room),
