@@ -250,6 +250,8 @@ class Acceptor:
         lane.seq, lane.start, lane.capacity = seq, start, capacity
         lane.open, lane.unsent, lane.word = True, True, UNKNOWN
         lane.last_resume_at = lane.handled = start
+        if lane.watermark == UNKNOWN:
+            lane.watermark = start  # R10: it says where the watermark is
         self.watch(event)
 
     def _grant_without_row(self, lane: ReceiverLane, event: Granted) -> None:

@@ -221,6 +221,11 @@ def test_a_poisoned_status_closes_nothing() -> None:
     assert read([*early, *taken(0)]).gaps.total == 0
 
 
+def test_a_status_of_another_length_closes_nothing() -> None:
+    events, at = replaced(RUN, Received(R, status(0, 8)), Received(R, status(0, 8, 24)))
+    assert refusal(events)[0] == at + 1
+
+
 def test_the_length_is_learned_from_a_status_that_reaches_it() -> None:
     events = [*beginning()[:-2], moved(R, W, "grant", W), granted(0, capacity=24), Sent(R, grant(0, capacity=24))]
     events += [Received(S, grant(0, capacity=24)), moved(S, W, "grant", T), executed(0, 0, 20), wrote(0, 0, 20)]

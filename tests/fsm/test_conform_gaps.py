@@ -93,6 +93,7 @@ def test_the_same_run_is_refused_where_nothing_is_missing() -> None:
         ([moved(R, T, "resume", RR), granted(1), granted(2, 8)], "R2"),
         ([granted(1), granted(2, 8)], "R2"),
         ([granted(1), progressed(17)], "R1"),
+        ([granted(1), moved(R, RR, "landed", T)], "R1"),
         ([granted(1), Received(R, status(1, 16)), progressed(16), progressed(16)], "R1"),
         ([granted(1), moved(R, W, "landed", T)], "table"),
         ([moved(R, W, "landed", T), moved(R, W, "landed", T)], "table"),
@@ -161,6 +162,12 @@ def test_a_hole_is_bridged(at: int) -> None:
         process = world()
         found = read([*RUN[:at], Note(HOLE, "line 7"), *RUN[at + missing :]], process)
         assert process.holes == 1 and all("has a hole" in why for _, why in found.gaps.inferred)
+
+
+def test_a_request_may_have_begun_in_a_hole() -> None:
+    other = Epoch(7, 2)
+    events = [*RUN, Note(HOLE, ""), moved(R, T, "resume", RR, epoch=other), granted(1, epoch=other)]
+    assert inferred(read(events))["Granted"] == 1
 
 
 def test_behind_a_hole_what_is_told_counts_again() -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from fsm.conform import Acceptor, Refused
 from fsm.conform_gaps import Gaps, Process
 from fsm.errors import LocalError
-from fsm.events import Executed, Granted, Progressed, Received, Sent, StateChanged, Wrote
+from fsm.events import Executed, Granted, Note, Progressed, Received, Sent, StateChanged, Wrote
 from fsm.messages import Grant, Status
 from fsm.ring import RingWriter
 from fsm.trace import Seen, Trace, TraceEnding, dump_line
@@ -212,6 +212,30 @@ def test_a_peer_that_was_killed_may_have_done_more_than_it_wrote_down() -> None:
     assert found.verdict == "conforms" and "Sent STATUS" in words(found)
     assert all("has no ending" in inferred.why for inferred in found.inferred)
     assert judged({**RUN, SENDER: RUN[SENDER]._replace(seen=RUN[SENDER].seen[:half])}).verdict == "refused"
+
+
+def test_what_was_inferred_is_not_inferred_again_when_it_comes_twice() -> None:
+    at = place(RUN[RECEIVER], Received, lambda event: isinstance(event.message, Status))
+    doubled = insert(RUN[RECEIVER], at + 1, RUN[RECEIVER].seen[at].event)
+    assert judged({RECEIVER: doubled}).inferred == judged({RECEIVER: RUN[RECEIVER]}).inferred
+
+
+def test_a_process_begins_where_the_one_before_it_has_ended_whatever_the_clocks_say() -> None:
+    header = msgspec.structs.replace(RUN[SENDER].header, boot_id=1)
+    lives = [
+        Trace(
+            msgspec.structs.replace(header, boot_id=boot),
+            (),
+            TraceEnding(),
+            tuple(Seen(at, Note("n", f"{boot} {at:.0f}")) for at in times),
+        )
+        for boot, times in ((2, (1.0, 2.0)), (1, (5.0, 6.0)))
+    ]
+    sources = [source_of(life, f"s-{number}") for number, life in enumerate(lives)]
+    begun: list[Process] = []
+    merge = Merge(sources, Gaps([source.process for source in sources]), begun.append)
+    assert [event.text for event, _ in merge] == ["1 5", "1 6", "2 1", "2 2"]
+    assert [process.boot_id for process in begun] == [2]
 
 
 def test_processes_of_one_rank_follow_each_other() -> None:

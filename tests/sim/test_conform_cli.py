@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from fsm.events import Granted, Overtaken
+from fsm.events import Executed, Granted, Overtaken
 from fsm.trace import TraceEnding
 from sim.engines.conform import conform
 from sim.engines.minimise import Candidate, Minimised, features_of, minimise
@@ -110,6 +110,20 @@ def test_the_shortest_run_that_breaks_the_same_is_written_as_a_test(tmp_path: Pa
     with pytest.raises(AssertionError, match="I6"):
         made["test_no_property_is_broken"]("none")
     made["test_no_property_is_broken"]("watermark")
+
+
+def test_the_version_whose_break_shows_in_the_same_kind_of_event_comes_first(tmp_path: Path) -> None:
+    at = place(RUN[SENDER], Executed)
+    twice = {**RUN, SENDER: insert(RUN[SENDER], at + 1, RUN[SENDER].seen[at].event)}
+    paths = [Path(path) for path in written(twice, tmp_path)]
+    found = minimise(conform(paths), paths)
+    assert found.best is not None
+    assert (found.broken, found.best.version, found.best.kind, found.best.own) == (
+        "I6",
+        "no-grant-seq",
+        "Executed",
+        True,
+    )
 
 
 def test_nothing_is_written_for_what_conforms_or_breaks_no_property(tmp_path: Path) -> None:
