@@ -43,6 +43,8 @@ from fsm.states import TERMINAL, State
 KEEP_EPOCHS: Final = 8192
 """So many epochs that have ended are remembered."""
 
+_REMEMBERED_BY: Final = {"receiver": "granted", "sender": "executed"}
+
 HOLE: Final = "hole"
 """The kind of a note that says: events are missing here."""
 
@@ -459,14 +461,12 @@ class Acceptor:
             self.senders.pop(key, None)
         if mark:
             self.forgotten[side, rank] = max(self.forgotten.get((side, rank), epoch), epoch)
+        names = ((side, *key), key, (_REMEMBERED_BY[side], *key))
         for checker in self.monitors.checkers:
             memory = checker.memory
-            memory.pop((side, *key), None)
-            if side == "receiver":
-                memory.pop(key, None)
-                memory.pop(("granted", *key), None)
-            else:
-                memory.pop(("executed", *key), None)
+            if memory:
+                for name in names if side == "receiver" else (names[0], names[2]):
+                    memory.pop(name, None)
 
     def _note(self, event: Note) -> None:
         if event.kind == "fault" and event.text == "poison":

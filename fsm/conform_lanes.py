@@ -10,6 +10,7 @@ yet. Such a number is learned from the first event that names it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from fsm import kernel
@@ -124,11 +125,8 @@ class ReceiverLane(Lane):
 
     def facts(self, cause: str, target: str) -> ReceiverFacts:
         """R2, and what landed and was delivered, in the kernel's words."""
-        return ReceiverFacts(
-            resume_due=self.resume_due() if cause == "resume" else False,
-            partial=self.partial() if cause == "landed" else False,
-            delivered=self.all_delivered() if cause == "complete" else False,
-        )
+        holds, of = _ASKED.get(cause, _NOT_ASKED)
+        return of if holds is not None and holds(self) else _NO_FACTS
 
     def resume_due(self) -> bool:
         """R2: a continuation may be asked for."""
@@ -179,6 +177,18 @@ class ReceiverLane(Lane):
         return ", ".join(parts)
 
 
+_NO_FACTS = ReceiverFacts()
+_NOT_ASKED: tuple[Callable[[ReceiverLane], bool] | None, ReceiverFacts] = (None, _NO_FACTS)
+_ASKED: dict[str, tuple[Callable[[ReceiverLane], bool] | None, ReceiverFacts]] = {
+    "resume": (ReceiverLane.resume_due, ReceiverFacts(resume_due=True)),
+    "landed": (ReceiverLane.partial, ReceiverFacts(partial=True)),
+    "complete": (ReceiverLane.all_delivered, ReceiverFacts(delivered=True)),
+}
+"""For an event of the receiver's table: the question that its guard asks, and the facts if the answer is yes."""
+
+_NOT_LAST, _LAST = SenderFacts(), SenderFacts(last_chunk=True)
+
+
 class SenderLane(Lane):
     """One epoch's lane on a sender. ``grants`` are those that came and may be executed: seq -> (start, capacity);
     ``executed`` is the last seq whose write began, ``end`` where it ends; ``status`` the last STATUS that was sent."""
@@ -205,10 +215,10 @@ class SenderLane(Lane):
     def facts(self, cause: str, target: str) -> SenderFacts:
         """Whether what is committed now is all."""
         if cause != "committed":
-            return SenderFacts()
+            return _NOT_LAST
         if UNKNOWN in (self.end, self.total):
-            return SenderFacts(last_chunk=target == State.SUCCESS)
-        return SenderFacts(last_chunk=self.end == self.total)
+            return _LAST if target == State.SUCCESS else _NOT_LAST
+        return _LAST if self.end == self.total else _NOT_LAST
 
     def is_next(self, seq: int) -> bool:
         """R3: whether a grant is the next one."""
