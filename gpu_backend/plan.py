@@ -37,6 +37,9 @@ ITEM_BYTES = 2
 MEMORY_SHARE = 0.8
 """So much of the memory that is free may be asked for."""
 
+_LATER_LIFE = re.compile(r"(sender|receiver)-\d+-\d+\.jsonl")
+"""The name of a trace of a process that was started again."""
+
 
 class Request(NamedTuple):
     """One request: its room, its prompt, its length in tokens."""
@@ -176,10 +179,16 @@ class Plan:
         return "second" if self.undisturbed else "event"
 
     def make_trace_directory(self) -> None:
-        """Make it, if traces are wanted. Raises :class:`LocalError` if that cannot be."""
+        """Make it, if traces are wanted, and take away what later lives of an earlier run have left there: all traces
+        of a directory are read as those of one run. Raises :class:`LocalError` if that cannot be."""
+        if not self.trace:
+            return
         try:
-            if self.trace:
-                Path(self.trace).mkdir(parents=True, exist_ok=True)
+            directory = Path(self.trace)
+            directory.mkdir(parents=True, exist_ok=True)
+            for path in directory.iterdir():
+                if _LATER_LIFE.fullmatch(path.name):
+                    path.unlink()
         except OSError as error:
             raise LocalError(f"--trace {self.trace}: cannot be made: {error.strerror or error}") from None
 

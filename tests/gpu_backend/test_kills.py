@@ -145,6 +145,15 @@ def test_a_refusal_at_the_command_line_starts_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_traces_of_an_earlier_run_give_way_and_nothing_else_does(tmp_path: Path) -> None:
+    """A directory is read as one run: a second life that this run does not have must not be in it."""
+    for name in ("sender-0-1.jsonl", "receiver-12-3.jsonl", "receiver-0.jsonl", "sender-0-1.jsonl.old", "notes.jsonl"):
+        (tmp_path / name).write_text("")
+    plan_with(trace=str(tmp_path)).make_trace_directory()
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert left == ["notes.jsonl", "receiver-0.jsonl", "sender-0-1.jsonl.old"]
+
+
 # --- who is told of which attempt -------------------------------------------------------------------------
 
 
