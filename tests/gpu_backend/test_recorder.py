@@ -221,12 +221,12 @@ def test_there_are_no_more_dumps_than_asked_for(tmp_path: Path, caplog: pytest.L
             recorder.failed(f"room{number}", Epoch(9, 1), TraceEnding("", f"room {number}"))
             recorder.tick(0.0)
             recorder.tick(1.0)
-        recorder.failed("room0", Epoch(9, 1), TraceEnding("", "once more"))
+        recorder.failed("room0", Epoch(9, 1), TraceEnding("", f"once more in life {life}"))
         recorder.close(TraceEnding())
     assert sorted(file.name for file in tmp_path.iterdir()) == [
         f"sender-3-room{number}-9.1.jsonl" for number in (0, 1, 2)
     ]
-    assert read(tmp_path / "sender-3-room0-9.1.jsonl").ending.text == "once more"
+    assert read(tmp_path / "sender-3-room0-9.1.jsonl").ending.text == "once more in life 1"
     full = [record.getMessage() for record in caplog.records if "dumps_max" in record.getMessage()]
     assert full == [
         f"sender-3: {tmp_path} holds 3 dumps of it (observe.dumps_max); no more are made until some are taken away"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +12,7 @@ from gpu_backend import soak
 from gpu_backend.parties import Ended
 from gpu_backend.soak import KILL, STATES, STOP_CONT, STOP_KILL, WAYS, Hit, SoakResult
 from gpu_backend.soak_parties import WRITING, Settled
+from sim.engines.conform import conform
 from tests.gpu_backend.kit_cli import need, refused, resumark
 
 HITS = [
@@ -24,15 +26,18 @@ HITS = [
 
 
 @pytest.mark.parametrize("transport", ["nixl", "gloo"])
-def test_the_survivor_of_each_kind_of_hit_bears_it(transport: str) -> None:
+def test_the_survivor_of_each_kind_of_hit_bears_it(transport: str, tmp_path: Path) -> None:
+    """And what all of them saw, the killed and the stopped included, is a run of the protocol."""
     need(transport)
-    result = soak.soak(len(HITS), seed=11, transport=transport, hits=HITS)
+    result = soak.soak(len(HITS), seed=11, transport=transport, hits=HITS, trace=str(tmp_path))
     assert result.problems == []
     assert (result.verdict, result.kills, result.transport) == ("holds", len(HITS), transport)
     assert result.hits == Counter((hit.side, hit.way) for hit in HITS)
     assert result.not_reached == 0
     assert result.succeeded >= 2 * (len(HITS) + 1), "the requests after each round, and before the first"
     assert sum(result.reasons.values()) > 0, "somebody must have noticed"
+    answer = conform(sorted(tmp_path.iterdir()))
+    assert (answer.verdict, len(answer.processes), answer.inferred_total) == ("conforms", 6, 0)
 
 
 def test_a_stopped_sender_keeps_the_blocks_that_it_may_still_write() -> None:
