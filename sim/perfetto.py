@@ -39,8 +39,12 @@ GROUP: Final = 1000
 """Processes of the second run are numbered from here."""
 
 RUN, NETWORK, FIRST_LANE = 1, 2, 3
-STEPS, MARKS = 1, 2
-"""Processes that are no lanes, and the threads of ``run``."""
+STEPS, MARKS, FAULTS = 1, 2, 1
+"""Processes that are no lanes, and their threads."""
+
+THREADS: Final = 100_000
+"""Threads of a process are numbered from its number times this: readers differ in whether a number of a thread may
+come again in another process."""
 
 _TERMINAL: Final = frozenset((str(State.SUCCESS), str(State.FAILED)))
 
@@ -125,12 +129,17 @@ class _Run:
 
     def _name_processes(self) -> None:
         self._name_process(self._base + RUN, "run")
-        self._name_thread(self._base + RUN, STEPS, "steps")
-        self._name_thread(self._base + RUN, MARKS, "marks")
+        self._name_thread(*self._where(RUN, STEPS), "steps")
+        self._name_thread(*self._where(RUN, MARKS), "marks")
         for name, pid in self._lanes.items():
             self._name_process(pid, name)
         self._name_process(self._base + NETWORK, "network")
-        self._name_thread(self._base + NETWORK, 1, "faults")
+        self._name_thread(*self._where(NETWORK, FAULTS), "faults")
+
+    def _where(self, process: int, thread: int) -> tuple[int, int]:
+        """The numbers of a thread of a process that is no lane."""
+        pid = self._base + process
+        return pid, pid * THREADS + thread
 
     def _name_process(self, pid: int, name: str) -> None:
         self._meta(pid, 0, "process_name", {"name": self._prefix + name})
@@ -149,7 +158,7 @@ class _Run:
         found = self._threads.get(key)
         if found is None:
             pid = self._lanes[lane]
-            tid = 1 + sum(one[0] == pid for one in self._threads.values())
+            tid = pid * THREADS + 1 + sum(one[0] == pid for one in self._threads.values())
             found = self._threads[key] = pid, tid
             name = f"room {room}" if room >= 0 else "no room"
             self._name_thread(pid, tid, name if key[2] < 0 or len(self._ranks) < 2 else f"{name} for receiver {rank}")
@@ -177,7 +186,7 @@ class _Run:
 
     def _step(self, step: Step, at_us: float, next_us: float) -> None:
         width_us = min(STEP_US, next_us - at_us) * SHOWN_SHARE
-        steps = self._base + RUN, STEPS
+        steps = self._where(RUN, STEPS)
         args = {"step": step.number, "action": step.action, "fault": step.fault}
         args |= {f"{said.lane}{f', room {said.room}' if said.room >= 0 else ''}": said.text for said in step.said}
         flags = "".join(f" ({word})" for word in ("skipped", "extra") if getattr(step, word))
@@ -213,7 +222,7 @@ class _Run:
 
     def _arrow(self, arrow: Arrow, slot: _Slot) -> None:
         """One end of something on its way."""
-        network = self._base + NETWORK, 1
+        network = self._where(NETWORK, FAULTS)
         key = arrow.what, arrow.source, arrow.target, arrow.text
         rank = self._ranks.get(arrow.source, self._ranks.get(arrow.target, -1))
         name = arrow.label if arrow.what == "message" else f"bytes {arrow.label}"
@@ -259,7 +268,7 @@ class _Run:
             if mark.room >= 0:
                 args["room"] = mark.room
             scope = "p" if mark.kind == "resume" else "g"
-            self._point((self._base + RUN, MARKS), at.get(mark.step, self._times[-1]), name, scope, args)
+            self._point(self._where(RUN, MARKS), at.get(mark.step, self._times[-1]), name, scope, args)
 
 
 def _about(lifecycle: Lifecycle) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from sim.engines.check import check
 from sim.engines.simulate import run_once
 from sim.explorer.build import page_of_seen, page_of_trace
 from sim.explorer.page import PAGE_VERSION, Arrow, Lane, Lifecycle, Mark, Page, Pool, Request, Run, Step
-from sim.perfetto import GROUP, write_perfetto
+from sim.perfetto import GROUP, THREADS, write_perfetto
 from sim.scenario import Faults, Scenario
 from tests.explorer import test_seen
 
@@ -75,6 +75,7 @@ def check_names(events: Events) -> None:
     processes = Counter(event["pid"] for event in events if event["name"] == "process_name")
     threads = Counter((event["pid"], event["tid"]) for event in events if event["name"] == "thread_name")
     assert set(processes.values()) == {1} and set(threads.values()) == {1}
+    assert len({tid for _, tid in threads}) == len(threads), "some readers know threads by their number alone"
     assert len({event["args"]["name"] for event in events if event["name"] == "process_name"}) == len(processes)
     for event in events:
         assert event["pid"] in processes
@@ -150,7 +151,7 @@ def test_a_simulated_run_is_shown_with_everything_that_is_known_of_it() -> None:
     (run,) = page.runs
     events = checked(page)
     assert list(named(events)) == ["run", *(lane.name for lane in run.lanes), "network"]
-    steps = [event for event in of_kind(events, "X") if (event["pid"], event["tid"]) == (1, 1)]
+    steps = [event for event in of_kind(events, "X") if event["tid"] == THREADS + 1]
     assert [event["ts"] for event in steps] == [1000.0 * index for index in range(len(run.steps))]
     assert [event["args"]["step"] for event in steps] == [step.number for step in run.steps]
     arrived = [arrow for step in run.steps for arrow in step.arrows if arrow.end == "arrive"]
@@ -193,7 +194,7 @@ def test_what_workers_saw_stands_at_its_real_time(write: test_seen.Write) -> Non
         paths: list[Path] = write(test_seen.told(), late_s=late_s)
         page = page_of_seen(paths)
         events = checked(page)
-        steps = [event["ts"] for event in of_kind(events, "X") if (event["pid"], event["tid"]) == (1, 1)]
+        steps = [event["ts"] for event in of_kind(events, "X") if event["tid"] == THREADS + 1]
         assert all(later > earlier for earlier, later in pairwise(steps))
         if not late_s:
             first_s = page.runs[0].steps[0].time_s
