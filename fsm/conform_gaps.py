@@ -22,8 +22,8 @@ class Process:
     """
 
     __slots__ = (
-        "block_tokens", "boot_id", "born", "dropped", "holes", "messages", "name", "over", "rank", "served", "side",
-        "spoilt",
+        "block_tokens", "boot_id", "boot_last", "born", "dropped", "holes", "messages", "name", "over", "rank",
+        "served", "side", "spoilt",
     )  # fmt: skip
 
     def __init__(
@@ -41,6 +41,8 @@ class Process:
         self.rank = rank
         self.name = f"{side} {rank}" if side else "the world"
         self.boot_id = boot_id
+        self.boot_last = boot_id
+        """The greatest that it was seen to use."""
         self.dropped = dropped
         self.messages = messages
         self.block_tokens = block_tokens
@@ -56,6 +58,11 @@ class Process:
     def starts_late(self) -> bool:
         """Whether events of its own may be missing before what is there."""
         return self.dropped > 0 or self.holes > 0
+
+    def may_be(self, boot_id: int) -> bool:
+        """Whether the process may have been that one: it begins under its own boot id, and may go on under greater
+        ones, as far as it has told when it is over."""
+        return not self.side or (self.boot_id <= boot_id and not (self.over and self.boot_last < boot_id))
 
     def is_of(self, side: str, rank: int) -> bool:
         """Whether this is that side of receiver rank ``rank``."""
@@ -92,21 +99,21 @@ class Gaps:
             return ""
         return f"the trace of {process.name} tells no messages"
 
-    def peer(self, side: str, rank: int, *, message: bool = False) -> str:
+    def peer(self, side: str, rank: int, *, message: bool = False, boot_id: int = 0) -> str:
         """Why an event of another process may be missing: that side of receiver rank ``rank``. ``message``: one of
-        those that some traces do not tell."""
-        there = False
+        those that some traces do not tell. ``boot_id``: of the process that it was, where that is known."""
+        there, other = False, boot_id > 0
         for process in self.processes:
             if process.is_of(side, rank):
-                there = True
+                there, other = True, other and not process.may_be(boot_id)
                 why = self.own(process) or (self.silence(process) if message else "")
                 if why:
                     return why
                 if process.over == "cut":
                     return f"the trace of {process.name} has no ending: it may have done more than it wrote down"
-        if there:
-            return ""
         whom = f"receiver {rank}" if side == "receiver" else f"the sender of receiver rank {rank}"
+        if there:
+            return f"there is no trace of {whom} under boot id {boot_id}, but of another process" if other else ""
         return f"there is no trace of {whom}"
 
     @property

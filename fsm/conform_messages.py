@@ -111,6 +111,7 @@ class MessageRules:
             acceptor.refuse(event, "R8", "an epoch is begun once, and this one was", "I4", lane)
         acceptor.add("receiver", key, ReceiverLane(whole=True))
         process = acceptor.process
+        process.boot_last = max(process.boot_last, message.epoch.boot_id)
         process.born = max(process.born, message.epoch) if process.born is not None else message.epoch
 
     def _sent_grant(self, event: Sent, message: Grant, key: Key) -> None:
@@ -149,6 +150,7 @@ class MessageRules:
                 event, "table", "it is acknowledged with the row 'registered', which was not taken", "", lane
             )
         lane.boot_id = message.boot_id
+        acceptor.process.boot_last = max(acceptor.process.boot_last, message.boot_id)
 
     def _sent_offer(self, event: Sent, message: Offer, key: Key) -> None:
         acceptor = self.acceptor

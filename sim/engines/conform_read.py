@@ -30,6 +30,7 @@ HOLES_MAX = 16
 
 _DECODER = msgspec.json.Decoder(Line)
 _MESSAGE = re.compile(rb'"event"\s*:\s*"(?:sent|received)"')
+_OTHER = re.compile(rb'"event"\s*:\s*"(?!note)')
 _BLOCK_TOKENS = ("config", "layout", "block_tokens")
 
 Told = tuple[int, float, Any]
@@ -66,15 +67,20 @@ def open_source(path: Path) -> Source:
     header = _header(head, path)
     if header.engine != WORKER:
         return _simulated(path)
-    process = process_of(header, messages=_MESSAGE.search(first) is not None)
+    process = process_of(header, messages=_tells(first))
     return Source(path, process, _events(path, process, _pieces(path)), header)
+
+
+def _tells(text: bytes) -> bool:
+    """Whether a trace tells messages: one that has other events and none of them does not."""
+    return _MESSAGE.search(text) is not None or _OTHER.search(text) is None
 
 
 def _ring(path: Path) -> Source:
     ring = read_ring(path.read_bytes(), source=str(path))
     header = msgspec.structs.replace(_header(ring.header, path), dropped=ring.dropped)
     lines = b"\n".join((ring.header, *ring.lines, b""))
-    process = process_of(header, messages=_MESSAGE.search(lines) is not None)
+    process = process_of(header, messages=_tells(lines))
     return Source(path, process, _events(path, process, iter([(lines, True)])), header)
 
 
@@ -193,7 +199,8 @@ def _simulated(path: Path) -> Source:
 
 def source_of(trace: Trace, name: str, *, ends: bool = True) -> Source:
     """A worker's trace that is in memory. ``ends``: whether its ending counts, or the process may have gone on."""
-    messages = any(isinstance(line.event, (Sent, Received)) for line in trace.seen)
+    kinds = [type(line.event) for line in trace.seen]
+    messages = Sent in kinds or Received in kinds or all(kind is Note for kind in kinds)
     process = process_of(trace.header, messages=messages)
 
     def events() -> Iterator[Told]:

@@ -20,7 +20,7 @@ from fsm.conform_gaps import Gaps, Process
 from fsm.conform_messages import BY_CODEC
 from fsm.conform_words import event_words
 from fsm.events import Executed, Granted, Received, Sent, StateChanged, Wrote
-from fsm.messages import Epoch, Heartbeat, Nack, kind_of
+from fsm.messages import Epoch, Grant, Heartbeat, Nack, RegisterAck, kind_of
 from sim.engines.conform_read import Source
 
 KEEP_EPOCHS: Final = 16384
@@ -104,6 +104,10 @@ class Merge:
         self.streams = [_Stream(s, max(s.header.started_unix_s - first_s, 0.0)) for s in sources]
         self._chain()
         self._done: dict[Bucket, set[Any]] = {}
+        self._boots: dict[Bucket, int] = {}
+        """The process of the sender that an epoch is served by."""
+        self._served: dict[Bucket, None] = {}
+        """Epochs of which a sender has told something."""
         self._forgotten: dict[int, Epoch] = {}
         self._parked: dict[tuple[Bucket, Any], list[int]] = {}
         self._heap: list[tuple[float, int]] = []
@@ -177,6 +181,8 @@ class Merge:
     def _met(self, need: Need, index: int) -> bool:
         """Whether the cause has been seen; if not, the trace is set aside, or the cause inferred."""
         bucket = need.bucket
+        if type(need.token) is RegisterAck:
+            self._boots[bucket] = need.token.boot_id
         done = self._done.get(bucket)
         if done is not None and need.token in done:
             return True
@@ -207,6 +213,10 @@ class Merge:
         if made is None:
             return
         bucket, token = made
+        if type(token) is Grant:
+            self._boots[bucket] = token.sender_boot_id
+        elif type(event) is not Granted and getattr(event, "side", "sender") == "sender":
+            self._served[bucket] = None
         self._done_of(bucket).add(token)
         if self._parked:
             self._wake(bucket, token)
@@ -218,6 +228,8 @@ class Merge:
             if len(self._done) > self._keep_epochs:
                 old = next(iter(self._done))
                 del self._done[old]
+                self._boots.pop(old, None)
+                self._served.pop(old, None)
                 self._forgotten[old[0]] = max(self._forgotten.get(old[0], old[2]), old[2])
         return done
 
@@ -237,13 +249,27 @@ class Merge:
         for _, index in waiting:
             need = self.streams[index].need
             assert need is not None
-            why = self.gaps.peer(need.side, need.bucket[0], message=need.message)
+            why = self._why_missing(need, self.streams[index].source.process)
             if why:
                 self.gaps.infer(need.what, why)
                 self._done_of(need.bucket).add(need.token)
                 self._wake(need.bucket, need.token)
                 return
         raise self._uncaused([index for _, index in waiting])
+
+    def _why_missing(self, need: Need, process: Process) -> str:
+        """Why the cause that a process waits for may be in no trace; empty if it may not."""
+        boot_id = self._boot_of(need)
+        why = self.gaps.peer(need.side, need.bucket[0], message=need.message, boot_id=boot_id)
+        if why or need.side == "receiver" or boot_id or not process.starts_late or need.bucket in self._served:
+            return why
+        return f"{self.gaps.own(process)}: which process of the sender this was, is not told"
+
+    def _boot_of(self, need: Need) -> int:
+        """The boot id of the process that a cause is of; 0 if nobody has told it."""
+        if need.side == "receiver":
+            return need.bucket[2].boot_id
+        return getattr(need.token, "boot_id", 0) or self._boots.get(need.bucket, 0)
 
     def _uncaused(self, waiting: list[int]) -> Uncaused:
         """Whose cause is nowhere; if there is none, one of those that wait for each other."""

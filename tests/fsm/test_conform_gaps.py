@@ -234,6 +234,15 @@ def test_who_may_lack_an_event_and_why() -> None:
     assert gaps.peer(S, 2) == ""
     sender.messages = False
     assert gaps.peer(S, 2) == "" and "tells no messages" in gaps.peer(S, 2, message=True)
+    first, third = Process(S, 0, boot_id=5), Process(S, 0, boot_id=9)
+    lives = Gaps([first, third])
+    assert lives.peer(S, 0) == "" and [boot for boot in range(1, 12) if lives.peer(S, 0, boot_id=boot)] == [1, 2, 3, 4]
+    first.over, first.boot_last = "whole", 6  # it went on under 6, and ended
+    assert [boot for boot in range(1, 12) if lives.peer(S, 0, boot_id=boot)] == [1, 2, 3, 4, 7, 8]
+    assert lives.peer(S, 0, boot_id=4) == (
+        "there is no trace of the sender of receiver rank 0 under boot id 4, but of another process"
+    )
+    assert Gaps([world()]).peer(S, 0, boot_id=4) == ""
     sender.over = "cut"
     assert "has no ending" in gaps.peer(S, 2)
     sender.dropped = 1200

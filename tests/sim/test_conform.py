@@ -238,6 +238,17 @@ def test_a_process_begins_where_the_one_before_it_has_ended_whatever_the_clocks_
     assert [process.boot_id for process in begun] == [2]
 
 
+def test_a_process_whose_successor_alone_has_a_trace_is_missing() -> None:
+    nothing = Trace(msgspec.structs.replace(RUN[SENDER].header, boot_id=9), (), TraceEnding())
+    found = judged({RECEIVER: RUN[RECEIVER], SENDER: nothing})
+    assert found.verdict == "conforms" and all("under boot id 1, but of another" in one.why for one in found.inferred)
+    found = judged({RECEIVER: late(RUN[RECEIVER], 6), SENDER: nothing})
+    assert found.verdict == "conforms" and any("is not told" in one.why for one in found.inferred)
+    nothing = Trace(msgspec.structs.replace(RUN[RECEIVER].header, boot_id=9), (), TraceEnding())
+    found = judged({RECEIVER: nothing, SENDER: RUN[SENDER]})
+    assert found.verdict == "conforms" and all("under boot id 1, but of another" in one.why for one in found.inferred)
+
+
 def test_processes_of_one_rank_follow_each_other() -> None:
     header = RUN[SENDER].header
     old = Trace(msgspec.structs.replace(header, boot_id=0), (), TraceEnding())
