@@ -64,6 +64,15 @@ class Refusal(NamedTuple):
     property: str = ""
 
 
+class _Owner(NamedTuple):
+    """Whose a block is: an epoch, its lane, the grant, and which of its blocks it is."""
+
+    key: Key
+    lane: ReceiverLane
+    seq: int
+    place: int
+
+
 class Refused(Exception):
     """Raised by :meth:`Acceptor.take` for the first event that the protocol cannot do."""
 
@@ -86,6 +95,8 @@ class Acceptor:
         self._keep_epochs = keep_epochs
         self._over: deque[tuple[str, Key]] = deque()
         self._alike: dict[tuple[int, Epoch], tuple[int, int, int]] = {}
+        self._owners: dict[tuple[int, int], _Owner] = {}
+        """Receiver rank and block -> what it was granted for last."""
         self.forgotten: dict[tuple[str, int], Epoch] = {}
         """By side and receiver rank: the newest epoch of which nothing is remembered any more."""
         messages = MessageRules(self)
@@ -249,12 +260,29 @@ class Acceptor:
             )
             self.refuse(event, "R7", text, "I7", lane)
         self._alike[event.room, event.epoch] = seq, start, capacity
+        self._take_blocks(key, lane, event)
         lane.seq, lane.start, lane.capacity = seq, start, capacity
         lane.open, lane.unsent, lane.word = True, True, UNKNOWN
         lane.last_resume_at = lane.handled = start
         if lane.watermark == UNKNOWN:
             lane.watermark = start  # R10: it says where the watermark is
         self.watch(event)
+
+    def _take_blocks(self, key: Key, lane: ReceiverLane, event: Granted) -> None:
+        """R5: a block that is granted, or has landed and is not copied out yet, is nobody else's."""
+        size = self.process.block_tokens
+        if not size:
+            return
+        owners = self._owners
+        for index, (block, _) in enumerate(event.blocks):
+            name = key[0], block
+            owner = owners.get(name)
+            if owner is None or self.receivers.get(owner.key) is not owner.lane:
+                pass
+            elif owner.lane.holds(owner.seq, owner.place * size):
+                text = f"block {block} is that of room {owner.key[1]} seq {owner.seq}, which was not delivered yet"
+                self.refuse(event, "R5", text, "I3", lane)
+            owners[name] = _Owner(key, lane, event.seq, index)
 
     def _grant_without_row(self, lane: ReceiverLane, event: Granted) -> None:
         why = self.gaps.own(self.process) if not lane.state else ""

@@ -178,7 +178,7 @@ def whole_run() -> list[AnyEvent]:
 
 
 def world(**options: Any) -> Process:
-    return Process(block_tokens=BLOCK_TOKENS, **options)
+    return Process(**{"block_tokens": BLOCK_TOKENS, **options})
 
 
 def late(**options: Any) -> Process:

@@ -313,6 +313,40 @@ def test_ranks_that_grant_differently_are_refused() -> None:
     assert (number, why.rule, why.property) == (len(events), "R7", "I7")
 
 
+def other_room() -> list[Any]:
+    """Another request, up to where it may be granted."""
+    begun = [Sent(R, register(room=2, epoch=E2)), Received(R, ack(room=2, epoch=E2))]
+    return [*begun, moved(R, B, "registered", W, room=2, epoch=E2), moved(R, W, "grant", W, room=2, epoch=E2)]
+
+
+OTHER = granted(0, room=2, epoch=E2)
+"""It is given blocks 0 and 1."""
+
+
+@pytest.mark.parametrize("first", [granted(0), progressed(8), moved(R, W, "landed", T)])
+def test_a_block_that_is_in_use_is_not_granted_to_another(first: Any) -> None:
+    events = [*RUN[: RUN.index(first) + 1], *other_room(), OTHER]
+    number, why = refusal(events)
+    assert (number, why.rule, why.property) == (len(events) - 1, "R5", "I3") and "block 0 is that of room 1" in why.text
+    assert read(events, world(block_tokens=0)).gaps.total == 0  # what a block holds is not known then
+
+
+def test_a_block_is_free_again_once_its_chunk_was_delivered_or_its_request_has_failed() -> None:
+    for last in (delivered(0, 0, 8), finished(R, OK)):
+        assert read([*RUN[: RUN.index(last) + 1], *other_room(), OTHER]).gaps.total == 0
+    assert read([*beginning(), *asked(0), *failed(R, W, "ABORTED"), *other_room(), OTHER]).gaps.total == 0
+
+
+def test_a_block_that_a_status_did_not_reach_is_free_at_once() -> None:
+    events = [*beginning()[:-2], moved(R, W, "grant", W), granted(0, capacity=8), Sent(R, grant(0))]
+    events += [Received(S, grant(0)), moved(S, W, "grant", T), executed(0, 0, 4), wrote(0, 0, 4)]
+    events += [Sent(S, status(0, 4, 4)), Received(R, status(0, 4, 4)), progressed(4), *other_room()]
+    reached = msgspec.structs.replace(OTHER, blocks=OTHER.blocks[:1], capacity=4)
+    unreached = msgspec.structs.replace(OTHER, blocks=OTHER.blocks[1:], capacity=4)
+    assert read([*events, unreached]).gaps.total == 0
+    assert refusal([*events, reached])[1].rule == "R5"
+
+
 # --- bounds ---------------------------------------------------------------------------------------------
 
 
@@ -364,11 +398,14 @@ def test_strangers_are_remembered_up_to_a_bound(monkeypatch: pytest.MonkeyPatch)
 def test_a_process_that_takes_the_place_of_another_knows_nothing_of_its_requests() -> None:
     receiver, sender = Process(R, 0, block_tokens=4), Process(S, 0, block_tokens=4, served=(0,))
     acceptor = Acceptor([receiver, sender])
-    for event in beginning():
-        side = event.side  # type: ignore[union-attr]
+    for event in [*beginning(), *asked(0)]:
+        side = getattr(event, "side", R)
         acceptor.take(event, receiver if side == R else sender)
     acceptor.begin(sender)
     assert not acceptor.senders and acceptor.receivers
+    acceptor.begin(receiver)
+    for event in (*other_room(), OTHER):
+        acceptor.take(event, receiver)  # all its blocks are new
     acceptor.begin(receiver)
     acceptor.begin(world())  # a world stays
     assert not acceptor.receivers
