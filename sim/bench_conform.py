@@ -7,6 +7,7 @@ verdict. One core, processor time. The requests are copies of one that the simul
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -33,6 +34,11 @@ QUICK = 50
 IN_FLIGHT = 64
 ROOM, COUNTER = 7_000_000_001, 1
 """The room and the epoch's counter that every copy replaces by its own."""
+
+POOL_BLOCKS = 16
+"""Those of one copy."""
+
+_BLOCKS = re.compile(r'"blocks":\[\[[^"]*\]\]')
 
 Say = Callable[[str], Any] | None
 """Told what is being measured."""
@@ -89,7 +95,7 @@ def write_traces(directory: Path, events_min: int) -> tuple[Path, ...]:
 
 def _one_request() -> dict[Name, Trace]:
     request = Request(tokens=22, room=ROOM)
-    scenario = Scenario(pool=Pool(blocks=8, block_tokens=1, grant_blocks_max=8), requests=(request,))
+    scenario = Scenario(pool=Pool(blocks=POOL_BLOCKS, block_tokens=1, grant_blocks_max=8), requests=(request,))
     trace = run_once(scenario, Seeded(1), machine="flat", record=True).trace
     assert trace is not None
     return split(world_events(trace), scenario)
@@ -114,12 +120,18 @@ def _pieces(line: Seen) -> list[str]:
     """An event as JSON, cut where a copy's own numbers go."""
     text = msgspec.json.encode(line.event).decode()
     text = text.replace(f'"epoch":[1,{COUNTER}]', '"epoch":[1,\0C]').replace(f'"room":{ROOM}', '"room":\0R')
-    return text.split("\0")
+    return _BLOCKS.sub(lambda blocks: re.sub(r"\[(\d+),", "[\0B\\1;,", blocks[0]), text).split("\0")
 
 
 def _renumbered(pieces: list[str], copy: int) -> str:
+    """The event of a copy; its blocks are those of no other copy that is in flight."""
     parts = [pieces[0]]
     for piece in pieces[1:]:
-        parts.append(str(copy + 1 if piece[0] == "C" else copy + 100))
-        parts.append(piece[1:])
+        kind, rest = piece[0], piece[1:]
+        if kind == "B":
+            block, _, rest = rest.partition(";")
+            parts.append(str(int(block) + POOL_BLOCKS * (copy % (4 * IN_FLIGHT))))
+        else:
+            parts.append(str(copy + 1 if kind == "C" else copy + 100))
+        parts.append(rest)
     return "".join(parts)
