@@ -92,6 +92,8 @@ class Acceptor:
         self.violations: list[Violation] = []
         self.process = processes[0] if processes else Process()
         self.ended: dict[str, int] = {}
+        self.notes = 0
+        """So many events were only to be read."""
         self._keep_epochs = keep_epochs
         self._over: deque[tuple[str, Key]] = deque()
         self._alike: dict[tuple[int, Epoch], tuple[int, int, int]] = {}
@@ -497,6 +499,7 @@ class Acceptor:
                     memory.pop(name, None)
 
     def _note(self, event: Note) -> None:
+        self.notes += 1
         if event.kind == "fault" and event.text == "poison":
             self.process.spoilt = True
         elif event.kind == HOLE:

@@ -85,7 +85,7 @@ def conform_command(
     with bar("reading", quiet=json) as shown:
         answer = conform(files, progress=_reading(shown))
     short = None
-    if minimise_to is not None and answer.verdict != "conforms":
+    if minimise_to is not None and (answer.refused is not None or answer.violations):
         with bar("searching", quiet=json) as shown:
             short = minimise(answer, files, states_max=states_max, progress=search_progress(shown))
             _write_test(short, minimise_to, command_line("conform", *map(str, traces), "--minimise", str(minimise_to)))
@@ -169,7 +169,7 @@ def _processes(console: Console, answer: Conformance) -> None:
 
 
 def _facts(answer: Conformance) -> list[tuple[str, str | Text]]:
-    style = "bold green" if answer.verdict == "conforms" else "bold red"
+    style = {"conforms": "bold green", "unknown": "bold yellow"}.get(answer.verdict, "bold red")
     facts: list[tuple[str, str | Text]] = [("verdict", Text(answer.verdict, style=style))]
     ended = ", ".join(f"{state} {count}" for state, count in answer.ended.items() if count) or "none"
     facts.append(("coverage", "sampled: one run, as these traces tell it"))
@@ -180,6 +180,8 @@ def _facts(answer: Conformance) -> list[tuple[str, str | Text]]:
 
 def _accepted(answer: Conformance) -> str:
     read = f"{answer.events:,} read in one causal order"
+    if answer.verdict == "unknown":
+        return f"{read}, and none that says what a process did: there is nothing to judge"
     if not answer.inferred:
         return f"{read}, none inferred"
     return f"{read}; {answer.inferred_total:,} more are in no trace, and were inferred (below)"
@@ -228,7 +230,7 @@ def _inferred(console: Console, answer: Conformance) -> None:
 def _show_minimised(console: Console, answer: Conformance, short: Minimised | None, path: Path) -> None:
     console.print()
     if short is None:
-        console.print("minimise: these traces conform, so there is nothing to make shorter; no file was written")
+        console.print("minimise: nothing is refused, so there is nothing to make shorter; no file was written")
         return
     render.print_facts(console, [("minimised", line) if not n else ("", line) for n, line in enumerate(short.lines())])
     if short.written:

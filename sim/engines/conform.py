@@ -23,7 +23,7 @@ from fsm.invariants import LIVENESS, Violation
 from fsm.trace import WORKER
 from sim.engines.conform_read import Source, open_source
 from sim.engines.merge import Merge, Place, Uncaused
-from sim.engines.result import EXIT_HOLDS, EXIT_LIVENESS, EXIT_SAFETY
+from sim.engines.result import EXIT_HOLDS, EXIT_LIVENESS, EXIT_SAFETY, EXIT_UNKNOWN
 
 Progress = Callable[[int], None]
 """Told now and then: events read."""
@@ -70,8 +70,9 @@ class Inferred(NamedTuple):
 
 
 class Conformance(NamedTuple):
-    """The answer. ``refused`` is the first event that the protocol cannot do; ``violations`` are broken liveness
-    properties, which refuse nothing. ``ended`` counts requests by the state in which they ended on a receiver rank."""
+    """The answer. ``events`` were read, of which ``notes`` only to be shown. ``refused`` is the first event that the
+    protocol cannot do; ``violations`` are broken liveness properties, which refuse nothing. ``ended`` counts requests
+    by the state in which they ended on a receiver rank."""
 
     processes: tuple[Told, ...]
     events: int
@@ -79,11 +80,17 @@ class Conformance(NamedTuple):
     violations: tuple[Violation, ...]
     inferred: tuple[Inferred, ...]
     ended: dict[str, int]
+    notes: int = 0
 
     @property
     def verdict(self) -> str:
-        """``conforms``, ``refused``, or ``violated`` where only a liveness property is broken."""
-        return "refused" if self.refused is not None else "violated" if self.violations else "conforms"
+        """``conforms``, ``refused``, ``violated`` where only a liveness property is broken, or ``unknown`` where there
+        was nothing to judge."""
+        if self.refused is not None:
+            return "refused"
+        if self.violations:
+            return "violated"
+        return "conforms" if self.events > self.notes else "unknown"
 
     @property
     def at_stake(self) -> str:
@@ -94,8 +101,9 @@ class Conformance(NamedTuple):
 
     @property
     def exit_code(self) -> int:
-        """0 conforms, 1 refused, 3 only liveness."""
-        return EXIT_SAFETY if self.refused is not None else EXIT_LIVENESS if self.violations else EXIT_HOLDS
+        """0 conforms, 1 refused, 3 only liveness, 4 nothing to judge."""
+        codes = {"conforms": EXIT_HOLDS, "refused": EXIT_SAFETY, "violated": EXIT_LIVENESS, "unknown": EXIT_UNKNOWN}
+        return codes[self.verdict]
 
     @property
     def inferred_total(self) -> int:
@@ -143,6 +151,7 @@ def conform_sources(sources: Sequence[Source], *, progress: Progress | None = No
         tuple(violations) if refused is None else (),
         tuple(Inferred(what, why, count) for (what, why), count in gaps.inferred.items()),
         dict(sorted(acceptor.ended.items())),
+        acceptor.notes,
     )
 
 

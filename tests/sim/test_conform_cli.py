@@ -87,6 +87,13 @@ def test_a_trace_of_the_simulator_is_read_as_a_whole_world(tmp_path: Path) -> No
     assert resumark("conform", str(path)).code == 3
 
 
+def test_nothing_to_judge_is_no_pass(tmp_path: Path) -> None:
+    nothing = RUN[SENDER]._replace(seen=())
+    paths = written({SENDER: nothing}, tmp_path)
+    ran = resumark("conform", *paths, "--minimise", str(tmp_path / "test_it.py"))
+    assert ran.code == 4 and "unknown" in ran.out and "nothing to judge" in " ".join(ran.out.split())
+
+
 def test_what_cannot_be_read_is_one_message(tmp_path: Path) -> None:
     empty = tmp_path / "none"
     empty.mkdir()
