@@ -19,7 +19,7 @@ from typing import Any, Final, NamedTuple, NoReturn
 
 from fsm import kernel
 from fsm.conform_gaps import Gaps, Process
-from fsm.conform_lanes import TABLES, Lane, ReceiverLane, SenderLane, rows_to, target_of
+from fsm.conform_lanes import Lane, ReceiverLane, SenderLane, rows_to, target_of
 from fsm.conform_messages import HEARD, MessageRules
 from fsm.conform_words import could_have, lane_text, why_refused
 from fsm.events import (
@@ -38,7 +38,7 @@ from fsm.events import (
 from fsm.invariants import LIVENESS, Monitors, Violation
 from fsm.kernel import INT, UNKNOWN
 from fsm.messages import Epoch
-from fsm.states import TERMINAL, State
+from fsm.states import State
 
 KEEP_EPOCHS: Final = 8192
 """So many epochs that have ended are remembered."""
@@ -538,6 +538,13 @@ class Acceptor:
         self.add(side, key, lane)
         return lane
 
+    def living(self) -> list[tuple[str, Key, Lane]]:
+        """The epochs that have not ended, with where they stand. A lane that was asked for and never registered is
+        none."""
+        receivers = [("receiver", key, lane) for key, lane in self.receivers.items() if lane.live and lane.state]
+        senders = [("sender", key, lane) for key, lane in self.senders.items() if lane.live and lane.state]
+        return [*receivers, *(found for found in senders if found[2].state != State.BOOTSTRAPPING)]
+
     def add(self, side: str, key: Key, lane: Lane) -> None:
         """Keep a lane."""
         lanes: dict[Key, Any] = self.receivers if side == "receiver" else self.senders
@@ -581,4 +588,4 @@ class Acceptor:
         return lanes + sum(len(checker.memory) for checker in self.monitors.checkers)
 
 
-__all__ = ["HOLE", "KEEP_EPOCHS", "TABLES", "TERMINAL", "Acceptor", "Refusal", "Refused"]
+__all__ = ["HOLE", "KEEP_EPOCHS", "Acceptor", "Refusal", "Refused"]

@@ -56,6 +56,9 @@ StatesMaxOption = Annotated[
     ),
 ]  # fmt: skip
 
+UNENDED_SHOWN_MAX = 12
+"""So many requests that have not ended are shown."""
+
 _ENDINGS = {"whole": "", "cut": "no ending", "": "not read to its end"}
 
 
@@ -152,6 +155,8 @@ def _show(console: Console, answer: Conformance, command: str) -> None:
     for violation in answer.violations:
         render.print_facts(console, [(violation.property, PROPERTIES[violation.property]), ("", violation.text)])
         console.print()
+    if answer.unended:
+        _unended(console, answer)
     if answer.inferred:
         _inferred(console, answer)
     render.print_command(console, command)
@@ -227,6 +232,18 @@ def _inferred(console: Console, answer: Conformance) -> None:
     console.print()
 
 
+def _unended(console: Console, answer: Conformance) -> None:
+    table = Table("not ended", "where it stands", "what could come", box=None, pad_edge=False, header_style="bold")
+    for found in answer.unended[:UNENDED_SHOWN_MAX]:
+        name = f"room {found.room} rank {found.receiver_rank}"
+        table.add_row(name, found.state, "; ".join(could for could in found.could if not could.endswith("(fail)")))
+    console.print(table)
+    more = len(answer.unended) - UNENDED_SHOWN_MAX
+    if more > 0:
+        console.print(f"and {more:,} more; --json has them all")
+    console.print()
+
+
 def _show_minimised(console: Console, answer: Conformance, short: Minimised | None, path: Path) -> None:
     console.print()
     if short is None:
@@ -262,6 +279,13 @@ def _json(answer: Conformance, short: Minimised | None, path: Path | None, comma
             "property": refused.refusal.property or None, "against": refused.other or None,
         },
         "violations": [{"property": v.property, "text": v.text} for v in answer.violations],
+        "unended": [
+            {
+                "side": found.side, "receiver_rank": found.receiver_rank, "room": found.room,
+                "epoch": list(found.epoch), "state": found.state, "could": list(found.could),
+            }
+            for found in answer.unended
+        ],
         "inferred": [{"what": found.what, "because": found.why, "times": found.times} for found in answer.inferred],
         "minimised": None if short is None else short.as_json(path),
         "exit_code": answer.exit_code,

@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fsm.conform import Acceptor, Refusal, Refused
-from fsm.conform_words import event_words
+from fsm.conform_words import could_have, event_words, lane_text
 from fsm.errors import LocalError
 from fsm.invariants import LIVENESS, Violation
+from fsm.messages import Epoch
 from fsm.trace import WORKER
 from sim.engines.conform_read import Source, open_source
 from sim.engines.merge import Merge, Place, Uncaused
@@ -69,6 +70,18 @@ class Inferred(NamedTuple):
     times: int
 
 
+class Unended(NamedTuple):
+    """A request that has not ended where the traces do: on which side, for which receiver rank, where it stands, and
+    what could come next."""
+
+    side: str
+    receiver_rank: int
+    room: int
+    epoch: Epoch
+    state: str
+    could: tuple[str, ...]
+
+
 class Conformance(NamedTuple):
     """The answer. ``events`` were read, of which ``notes`` only to be shown. ``refused`` is the first event that the
     protocol cannot do; ``violations`` are broken liveness properties, which refuse nothing. ``ended`` counts requests
@@ -81,6 +94,8 @@ class Conformance(NamedTuple):
     inferred: tuple[Inferred, ...]
     ended: dict[str, int]
     notes: int = 0
+    unended: tuple[Unended, ...] = ()
+    """Only where nothing was refused."""
 
     @property
     def verdict(self) -> str:
@@ -152,6 +167,14 @@ def conform_sources(sources: Sequence[Source], *, progress: Progress | None = No
         tuple(Inferred(what, why, count) for (what, why), count in gaps.inferred.items()),
         dict(sorted(acceptor.ended.items())),
         acceptor.notes,
+        _unended(acceptor) if refused is None else (),
+    )
+
+
+def _unended(acceptor: Acceptor) -> tuple[Unended, ...]:
+    return tuple(
+        Unended(side, key[0], key[1], key[2], lane_text(lane), could_have(lane))
+        for side, key, lane in acceptor.living()
     )
 
 
@@ -242,4 +265,4 @@ def _uncaused(answer: Uncaused) -> RefusedAt:
     return _refused_at(answer.place, Refusal("causality", text, "", could), other)
 
 
-__all__ = ["Conformance", "Inferred", "RefusedAt", "Told", "conform", "conform_sources"]
+__all__ = ["Conformance", "Inferred", "RefusedAt", "Told", "Unended", "conform", "conform_sources"]

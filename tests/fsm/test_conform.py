@@ -93,6 +93,12 @@ def test_heartbeats_and_what_only_checkers_read_are_taken_by() -> None:
     assert read(events).gaps.total == 0
 
 
+def test_what_lives_is_told_and_what_was_only_asked_for_is_not() -> None:
+    acceptor = read([*beginning(), *asked(0), Received(S, register(room=2, epoch=E2))])
+    assert [(side, key[1], lane.state) for side, key, lane in acceptor.living()] == [(R, 1, W), (S, 1, W)]
+    assert read(RUN).living() == []
+
+
 # --- spoilt runs ----------------------------------------------------------------------------------------
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from fsm.events import Executed, Granted, Overtaken
+from fsm.events import Executed, Granted, Overtaken, Wrote
 from fsm.trace import TraceEnding
 from sim.engines.conform import conform
 from sim.engines.minimise import Candidate, Minimised, features_of, minimise
@@ -85,6 +85,29 @@ def test_a_trace_of_the_simulator_is_read_as_a_whole_world(tmp_path: Path) -> No
     refused(resumark("conform", str(path), "--minimise", str(tmp_path / "test_it.py")))
     assert resumark("check", "--hazard", "all-or-nothing", "--trace", str(path)).code == 3
     assert resumark("conform", str(path)).code == 3
+
+
+def test_what_has_not_ended_is_shown_with_what_it_waits_for(tmp_path: Path) -> None:
+    ends = {RECEIVER: Wrote, SENDER: Executed}
+    hung = {
+        name: trace._replace(seen=trace.seen[: place(trace, ends[name], lambda event: event.seq == 1) + 1])
+        for name, trace in RUN.items()
+    }
+    paths = written(hung, tmp_path)
+    text = " ".join(resumark("conform", *paths).out.split())
+    assert "not ended" in text and "room 1 rank 0" in text and "send the STATUS of seq 1" in text
+    found = resumark("conform", *paths, "--json").data["unended"]
+    assert [(one["side"], one["room"], one["epoch"]) for one in found] == [
+        ("receiver", 1, [1, 1]),
+        ("sender", 1, [1, 1]),
+    ]
+    assert "grant seq 1 [8, 16) out" in found[0]["state"] and found[0]["could"]
+
+
+def test_of_many_that_have_not_ended_some_are_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sim.cli_conform.UNENDED_SHOWN_MAX", 1)
+    hung = {name: trace._replace(seen=trace.seen[:6]) for name, trace in RUN.items()}
+    assert "and 1 more; --json has them all" in resumark("conform", *written(hung, tmp_path)).out
 
 
 def test_nothing_to_judge_is_no_pass(tmp_path: Path) -> None:
