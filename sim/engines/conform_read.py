@@ -25,6 +25,9 @@ from sim.trace_file import read_trace
 PIECE_BYTES = 1 << 18
 """So much of a file is read and decoded at once."""
 
+RANKS_MAX = 4096
+"""More ranks of a side than this are none."""
+
 HOLES_MAX = 16
 """A file with more lines that cannot be read is no trace."""
 
@@ -88,16 +91,22 @@ def process_of(header: TraceHeader, *, messages: bool = True) -> Process:
     """Whose trace a worker's is, as its header says."""
     if header.side not in ("", "receiver", "sender"):
         raise LocalError(f"the header says side '{header.side}'; expected receiver or sender")
-    ranks = _inside(header.scenario, "config", "ranks")
     served: tuple[int, ...] = ()
-    if header.side == "sender" and isinstance(ranks, dict) and isinstance(ranks.get("receivers"), int):
-        senders = max(int(ranks.get("senders") or 1), 1)
-        served = tuple(rank for rank in range(ranks["receivers"]) if rank % senders == header.rank)
+    receivers, senders = ranks_of(header)
+    if header.side == "sender" and receivers:
+        served = tuple(rank for rank in range(receivers) if rank % (senders or 1) == header.rank)
     block_tokens = _inside(header.scenario, *_BLOCK_TOKENS)
     return Process(
         header.side, header.rank, boot_id=header.boot_id, dropped=header.dropped, messages=messages, served=served,
         block_tokens=block_tokens if isinstance(block_tokens, int) and block_tokens > 0 else 0,
     )  # fmt: skip
+
+
+def ranks_of(header: TraceHeader) -> tuple[int, int]:
+    """How many ranks each side has: receivers, senders; 0 where a header does not say, or says nothing that can be."""
+    counts = [_inside(header.scenario, "config", "ranks", name) for name in ("receivers", "senders")]
+    receivers, senders = (count if isinstance(count, int) and 0 < count <= RANKS_MAX else 0 for count in counts)
+    return receivers, senders
 
 
 def _inside(data: Any, *names: str) -> Any:
@@ -211,4 +220,4 @@ def source_of(trace: Trace, name: str, *, ends: bool = True) -> Source:
     return Source(Path(name), process, events(), trace.header)
 
 
-__all__ = ["Source", "open_source", "process_of", "source_of"]
+__all__ = ["Source", "open_source", "process_of", "ranks_of", "source_of"]

@@ -26,7 +26,7 @@ from fsm.trace import WORKER, Trace
 from sim import zoo
 from sim.engines.check import check
 from sim.engines.conform import Conformance
-from sim.engines.conform_read import Source, open_source
+from sim.engines.conform_read import Source, open_source, ranks_of
 from sim.engines.conform_split import world_events
 from sim.engines.result import Result
 from sim.scenario import Faults, Pool, RankCounts, Request, Scenario
@@ -256,12 +256,11 @@ def features_of(answer: Conformance, sources: Sequence[Source]) -> Features:
 
 
 def _configured(features: Features, source: Source) -> None:
-    scenario = source.header.scenario
-    config = scenario.get("config", scenario)
-    ranks, pool = config.get("ranks", {}), config.get("pool", {})
-    if isinstance(ranks, dict):
-        features.receivers = max(features.receivers, int(ranks.get("receivers") or 1))
-        features.senders = max(features.senders, int(ranks.get("senders") or 1))
+    receivers, senders = ranks_of(source.header)
+    features.receivers = max(features.receivers, receivers)
+    features.senders = max(features.senders, senders)
+    config = source.header.scenario.get("config")
+    pool = config.get("pool") if isinstance(config, dict) else None
     if isinstance(pool, dict) and pool.get("allocator") in ALLOCATORS:
         features.allocator = pool["allocator"]
 

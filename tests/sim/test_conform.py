@@ -25,6 +25,7 @@ from sim.engines.conform import conform, conform_sources
 from sim.engines.conform_read import open_source, source_of
 from sim.engines.conform_split import world_events
 from sim.engines.merge import Merge
+from sim.engines.minimise import features_of
 from sim.engines.replay import scenario_of
 from sim.engines.simulate import run_once
 from sim.scenario import RankCounts, Scenario, Schedule
@@ -346,6 +347,17 @@ def test_an_ending_that_says_something_is_that_of_a_dump(tmp_path: Path) -> None
     dumped = RUN[RECEIVER]._replace(ending=TraceEnding("", "room 1 ended Failed"))
     [path] = written({RECEIVER: dumped}, tmp_path)
     assert conform([Path(path)]).processes[0].over == "cut"
+
+
+@pytest.mark.parametrize("ranks", [{"receivers": "x", "senders": []}, {"receivers": 10**12}, 3, {"receivers": -1}])
+def test_a_header_that_says_nothing_of_ranks_is_read_all_the_same(ranks: Any) -> None:
+    odd = {"config": {"ranks": ranks, "layout": 7, "pool": 1}}
+    traces = {
+        name: trace._replace(header=msgspec.structs.replace(trace.header, scenario=odd)) for name, trace in RUN.items()
+    }
+    found = judged(traces)
+    assert (found.verdict, found.inferred_total) == ("conforms", 0)
+    assert features_of(found, [source_of(trace, "x") for trace in traces.values()]).receivers == 1
 
 
 def test_traces_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
