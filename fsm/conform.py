@@ -19,7 +19,7 @@ from typing import Any, Final, NamedTuple, NoReturn
 
 from fsm import kernel
 from fsm.conform_gaps import Gaps, Process
-from fsm.conform_lanes import Lane, ReceiverLane, SenderLane, rows_to, target_of
+from fsm.conform_lanes import TABLES, Lane, ReceiverLane, SenderLane, rows_to, target_of
 from fsm.conform_messages import HEARD, MessageRules
 from fsm.conform_words import could_have, lane_text, why_refused
 from fsm.events import (
@@ -44,6 +44,8 @@ KEEP_EPOCHS: Final = 8192
 """So many epochs that have ended are remembered."""
 
 _REMEMBERED_BY: Final = {"receiver": "granted", "sender": "executed"}
+
+_STATES: Final = {side: frozenset(map(str, table.states)) for side, table in TABLES.items()}
 
 HOLE: Final = "hole"
 """The kind of a note that says: events are missing here."""
@@ -141,10 +143,11 @@ class Acceptor:
     # --- lifecycles -----------------------------------------------------------------------------------
 
     def _changed(self, event: StateChanged) -> None:
+        side = event.side
+        self._name(event, side, event.source)
         if event.epoch is None:
             self._changed_unnamed(event)
             return
-        side = event.side
         key = event.receiver_rank, event.room, event.epoch
         lane: Lane | None = self.receivers.get(key) if side == "receiver" else self.senders.get(key)
         if lane is None:
@@ -163,6 +166,14 @@ class Acceptor:
             lane.handled = lane.watermark  # type: ignore[attr-defined]
         lane.state = event.target
         self.watch(event)
+
+    def _name(self, event: Any, side: str, state: str) -> None:
+        """Refuse a side or a state that does not exist."""
+        known = _STATES.get(side)
+        if known is None:
+            self.refuse(event, "table", f"there is no side '{side}'; there are {', '.join(TABLES)}")
+        if state not in known:
+            self.refuse(event, "table", f"there is no state '{state}'; there are {', '.join(map(str, State))}")
 
     def _changed_unnamed(self, event: StateChanged) -> None:
         """A lane that no receiver registered has no epoch; it can only fail."""
@@ -439,6 +450,7 @@ class Acceptor:
     # --- endings --------------------------------------------------------------------------------------
 
     def _finished(self, event: Finished) -> None:
+        self._name(event, event.side, event.state)
         self.ended[event.state] = self.ended.get(event.state, 0) + (event.side == "receiver")
         if event.epoch is None:
             self.watch(event)

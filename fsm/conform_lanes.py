@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from fsm import kernel
-from fsm.errors import IllegalEvent
+from fsm.errors import LocalError
 from fsm.kernel import INT, UNKNOWN
 from fsm.lifecycle import RECEIVER_TABLE, SENDER_TABLE, ReceiverFacts, SenderFacts
 from fsm.states import TERMINAL, State
@@ -34,7 +34,7 @@ def target_of(side: str, state: str, cause: str, facts: Any) -> str:
     if found is None:
         try:
             found = str(TABLES[side].next(state, cause, facts).target)
-        except IllegalEvent:
+        except LocalError:  # no row, a row to refuse, or no such state
             found = ""
         _targets[key] = found
     return found

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import msgspec
 import pytest
 
-from fsm.conform import Acceptor
+from fsm.conform import Acceptor, Refused
 from fsm.conform_gaps import Process
+from fsm.conform_words import could_have
 from fsm.events import Decided, LedgerRefused, Note, Overtaken, Received, Restarted, Sent
 from fsm.messages import Epoch, Heartbeat, NackCode
 from tests.fsm.kit_conform import (
@@ -220,6 +222,18 @@ def test_a_grant_for_a_process_that_was_replaced_is_not_executed() -> None:
     assert (number, why.rule, why.property) == (at + 1, "R3", "I6")
 
 
+@pytest.mark.parametrize(
+    "event",
+    [
+        moved("client", W, "grant", W), moved(R, "Waiting", "grant", W), moved(S, "Waiting", "fail", BAD, epoch=None),
+        finished("client", OK), finished(R, "Done"),
+    ],
+)  # fmt: skip
+def test_a_side_or_a_state_that_does_not_exist_is_refused(event: Any) -> None:
+    for process in (world(), world(dropped=9)):
+        assert "there is no " in refusal([*beginning(), event], process)[1].text
+
+
 def test_a_poisoned_status_closes_nothing() -> None:
     for wrong in (status(8, 8), status(0, 7), status(0, 8, 24)):
         assert read(inserted(RUN, Sent(R, grant(0)), Received(R, wrong))[0]).gaps.total == 0
@@ -241,6 +255,42 @@ def test_the_length_is_learned_from_a_status_that_reaches_it() -> None:
     assert read(silenced(events), silent()).ended == {OK: 1}
     too_much, at = replaced(events, executed(0, 0, 20), executed(0, 0, 25))
     assert refusal(too_much)[0] == at
+
+
+def garbled(event: Any, dice: random.Random) -> Any:
+    """The event with one field another."""
+    names = event.__struct_fields__
+    name = dice.choice(names)
+    value = getattr(event, name)
+    if isinstance(value, msgspec.Struct):
+        new: Any = garbled(value, dice)
+    elif isinstance(value, str):
+        new = dice.choice(["", R, S, "client", W, OK, "landed", "resume", "CRASHED"])
+    elif isinstance(value, Epoch):
+        new = dice.choice([E2, Epoch(0, 0), Epoch(9, 1)])
+    elif isinstance(value, int):
+        new = dice.choice([0, 1, 7, 9, 20, -1, 10**12])
+    else:
+        new = value[:1] if isinstance(value, tuple) else value
+    return msgspec.structs.replace(event, **{name: new})
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_whatever_is_told_is_accepted_or_refused_and_nothing_else(seed: int) -> None:
+    dice = random.Random(seed)
+    for _ in range(10):
+        events = list(RUN[dice.randrange(20) :])
+        for _ in range(3):
+            at = dice.randrange(len(events))
+            events[at] = garbled(events[at], dice)
+        process = world(dropped=dice.randrange(2))
+        acceptor = Acceptor([process])
+        try:
+            for event in events:
+                acceptor.take(event, process)
+        except Refused as answer:
+            assert answer.refusal.text and answer.refusal.could
+        assert all(could_have(lane) for _, _, lane in acceptor.living())
 
 
 # --- failures -------------------------------------------------------------------------------------------
