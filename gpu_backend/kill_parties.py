@@ -147,8 +147,18 @@ class OnDemand(SenderParty):
         if record is not None and all(lane.state == State.BOOTSTRAPPING for lane in record.lanes.values()):
             self.worker.abort(room)
 
+    def _end_halves(self) -> None:
+        """End what has failed for one receiver rank and waits for another. The ranks decide alike (R7), so that it
+        waits for one that was killed; what its successor asks for is the next attempt."""
+        for room in sorted(self.live):
+            record = self.worker.sender.rooms.get(room)
+            lanes = list(record.lanes.values()) if record is not None else []
+            if any(lane.state == State.FAILED for lane in lanes) and any(lane.live for lane in lanes):
+                self.worker.abort(room)
+
     def step(self) -> bool:
         """Move on."""
+        self._end_halves()
         for room in self.wanted:
             if room not in self.live and room not in self.worker.sender.rooms:
                 self.live.add(room)

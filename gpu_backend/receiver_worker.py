@@ -346,8 +346,17 @@ class ReceiverWorker(DeliveringWorker):
         self.receiver.rank_lost(boot_id)
         self.receiver.config = self._receiver_config()
         self.control.set_hello(self._hello())
-        if not old.traits.one_sided:
+        if not old.traits.one_sided and self._awaits_writes_of(self.receiver.peer_boot_id):
             self._quiesced(self.receiver.peer_boot_id, "the link to it was destroyed")
+
+    def _awaits_writes_of(self, boot_id: int) -> bool:
+        """Whether blocks are granted to that sender process, or held back on its account. Only then is there a link
+        whose end it notices, and takes another boot_id; of one that did not, nothing would be heard any more."""
+        receiver = self.receiver
+        return any(
+            room.registered and room.peer_boot_id == boot_id and room.grant is not None
+            for room in receiver.rooms.values()
+        ) or any(tombstone.peer_boot_id == boot_id and tombstone.held for tombstone in receiver.tombstones.values())
 
     def rejoin(self) -> None:
         """Meet the other ranks again after one was lost. Waits for them, at most ``ranks.timeout_s``.

@@ -37,7 +37,7 @@ def test_the_survivor_of_each_kind_of_hit_bears_it(transport: str, tmp_path: Pat
     assert result.succeeded >= 2 * (len(HITS) + 1), "the requests after each round, and before the first"
     assert sum(result.reasons.values()) > 0, "somebody must have noticed"
     answer = conform(sorted(tmp_path.iterdir()))
-    assert (answer.verdict, len(answer.processes), answer.inferred_total) == ("conforms", 6, 0)
+    assert (answer.verdict, len(answer.processes)) == ("conforms", 6)
 
 
 def test_a_stopped_sender_keeps_the_blocks_that_it_may_still_write() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from typing import Any
@@ -179,6 +180,30 @@ def test_a_lost_link_is_a_restart_of_the_sender() -> None:
     pair.run_rooms([3])
     assert wrong_with(pair.outcomes[3], payload_of(3, 7)) == ""
     assert pair.observer.violations == []
+    pair.close()
+
+
+@pytest.mark.parametrize("granted", [False, True])
+def test_a_rank_that_goes_on_anew_gives_up_a_sender_only_where_that_one_must_notice(granted: bool) -> None:
+    """R7 on a two-sided link. Where something was granted, the end of the link is the sender's as well: it comes back
+    under another boot_id, and this one is over. Where nothing was, the sender knows of no loss; whoever gave it up
+    would never hear of it again, and requests would wait for their deadlines."""
+    pair = Pair(undisturbed=False, fabric=Fabric(auto=not granted))
+    pair.sender.submit(1, payload_of(1, 7))
+    pair.receiver.submit(1)
+    if granted:
+        pair.run(lambda: counted(pair, BlockState.GRANTED) > 0)
+    else:
+        pair.run_rooms([1])
+    traits = dataclasses.replace(pair.receiver.transport.traits, one_sided=False)
+    pair.receiver.transport.traits = traits
+    pair.receiver._change_boot(new_boot_id(pair.receiver.boot_id))
+    assert (pair.receiver.receiver.gone_boot_id == pair.sender.boot_id) == granted
+    if not granted:
+        pair.sender.submit(2, payload_of(2, 7))
+        pair.receiver.submit(2)
+        pair.run_rooms([2])
+        assert wrong_with(pair.outcomes[2], payload_of(2, 7)) == ""
     pair.close()
 
 
