@@ -67,12 +67,11 @@ class Refusal(NamedTuple):
 
 
 class _Owner(NamedTuple):
-    """Whose a block is: an epoch, its lane, the grant, and which of its blocks it is."""
+    """Whose a block is: an epoch, its lane, the grant."""
 
     key: Key
     lane: ReceiverLane
     seq: int
-    place: int
 
 
 class Refused(Exception):
@@ -99,8 +98,8 @@ class Acceptor:
         self._keep_epochs = keep_epochs
         self._over: deque[tuple[str, Key]] = deque()
         self._alike: dict[tuple[int, Epoch], tuple[int, int, int]] = {}
-        self._owners: dict[tuple[int, int], _Owner] = {}
-        """Receiver rank and block -> what it was granted for last."""
+        self._owners: dict[tuple[int, int], tuple[_Owner, int]] = {}
+        """Receiver rank and block -> what it was granted for last, and at which place there."""
         self.forgotten: dict[tuple[str, int], Epoch] = {}
         """By side and receiver rank: the newest epoch of which nothing is remembered any more."""
         messages = MessageRules(self)
@@ -286,16 +285,17 @@ class Acceptor:
         size = self.process.block_tokens
         if not size:
             return
-        owners = self._owners
-        for index, (block, _) in enumerate(event.blocks):
+        owners, owner, over = self._owners, _Owner(key, lane, event.seq), None
+        for place, (block, _) in enumerate(event.blocks):
             name = key[0], block
-            owner = owners.get(name)
-            if owner is None or self.receivers.get(owner.key) is not owner.lane:
-                pass
-            elif owner.lane.holds(owner.seq, owner.place * size):
-                text = f"block {block} is that of room {owner.key[1]} seq {owner.seq}, which was not delivered yet"
-                self.refuse(event, "R5", text, "I3", lane)
-            owners[name] = _Owner(key, lane, event.seq, index)
+            before, where = owners.get(name, (None, 0))
+            if before is not None and before is not over:
+                if not before.lane.live or self.receivers.get(before.key) is not before.lane:
+                    over = before
+                elif before.lane.holds(before.seq, where * size):
+                    text = f"block {block} is that of room {before.key[1]} seq {before.seq}, not delivered yet"
+                    self.refuse(event, "R5", text, "I3", lane)
+            owners[name] = owner, place
 
     def _grant_without_row(self, lane: ReceiverLane, event: Granted) -> None:
         why = self.gaps.own(self.process) if not lane.state else ""

@@ -159,13 +159,9 @@ class ReceiverLane(Lane):
         return bool(kernel.wants_blocks(kernel.WAITING, self.seq + 1, self.total, early, False))
 
     def holds(self, seq: int, token: int) -> bool:
-        """Whether the block of a grant that begins ``token`` tokens behind its start is still in use: it may be
-        written, or has landed and is to be copied out."""
-        if not self.live:
-            return False  # what becomes of it then is not told
-        if self.open and self.seq == seq:
-            return True
-        return token < self.chunks.get(seq, (0, 0))[1]
+        """Whether the block of a grant that begins ``token`` tokens behind its start is in use while the lane lives: it
+        may be written, or has landed and is to be copied out. What becomes of it after that is not told."""
+        return (self.open and self.seq == seq) or token < self.chunks.get(seq, (0, 0))[1]
 
     def committed_by(self, total: int) -> int:
         """R3: the one watermark that may close the open grant."""
