@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fsm.conform import Acceptor, Refusal, Refused
-from fsm.conform_words import event_words
 from fsm.errors import LocalError
 from fsm.events import AnyEvent
 from fsm.invariants import Monitors, Violation
@@ -23,20 +22,26 @@ CONFORMS_TEXT = "every event is one that the lifecycles and the messages before 
 
 
 class Placed(NamedTuple):
-    """An event, and when it was: seconds since the earliest header, never less than those of the event before."""
+    """An event, when it was (seconds since the earliest header, never less than those of the event before), and where
+    it stands: which of the traces, and which line of it."""
 
     at_s: float
     event: AnyEvent
+    trace: int
+    line: int
 
 
 class Merged(NamedTuple):
     """What several processes saw. ``broken``: (number of the event from 1, property and how), ``inferred``: (the same,
     in words) where something was concluded that no trace holds."""
 
+    names: tuple[str, ...]
     headers: tuple[TraceHeader, ...]
     events: tuple[Placed, ...]
     broken: tuple[tuple[int, Violation], ...]
     inferred: tuple[tuple[int, str], ...]
+    refused: int
+    """The number of the first event that the protocol cannot do, 0 if there is none."""
 
 
 def merged(paths: Sequence[Path]) -> Merged:
@@ -61,6 +66,7 @@ class _Reader:
         self.monitors = Monitors()
         self.events: list[Placed] = []
         self.broken: list[tuple[int, Violation]] = []
+        self.refused = 0
         self.inferred: list[tuple[int, str]] = []
         self._told = [0] * len(sources)
         self._known: dict[tuple[str, str], int] = {}
@@ -77,7 +83,7 @@ class _Reader:
                 place = self.merge.place()
                 number = number_of[id(place.source)]
                 self._told[number] += 1
-                self._place(number, place.at_s, event)
+                self._place(number, place.at_s, event, place.line)
                 if self.acceptor is not None:
                     try:
                         self.acceptor.take(event, process)
@@ -86,12 +92,12 @@ class _Reader:
                 self._look(event)
         except Uncaused as answer:
             self._rest(paths, answer)
-        headers = tuple([source.header for source in self.sources])
-        return Merged(headers, tuple(self.events), tuple(self.broken), tuple(self.inferred))
+        names, headers = zip(*[(source.name, source.header) for source in self.sources], strict=True)
+        return Merged(names, headers, tuple(self.events), tuple(self.broken), tuple(self.inferred), self.refused)
 
-    def _place(self, number: int, at_s: float, event: AnyEvent) -> None:
+    def _place(self, number: int, at_s: float, event: AnyEvent, line: int) -> None:
         at_s += self.merge.streams[number].offset
-        self.events.append(Placed(max(at_s, self.events[-1].at_s if self.events else 0.0), event))
+        self.events.append(Placed(max(at_s, self.events[-1].at_s if self.events else 0.0), event, number, line))
 
     def _look(self, event: AnyEvent) -> None:
         """What the checkers say of an event, and what had to be concluded for it."""
@@ -108,10 +114,11 @@ class _Reader:
 
     def _refuse(self, event: AnyEvent, refusal: Refusal) -> None:
         """The first event that the protocol cannot do; what comes after it is not judged by the acceptor."""
-        text = f"{event_words(event)}: {refusal.text}"
+        text = refusal.text
         text += f". Before it: {refusal.state}" if refusal.state else ""
         text += f". What could be: {'; '.join(refusal.could)}" if refusal.could else ""
-        self.broken.append((len(self.events), Violation(refusal.property or CONFORMS, text)))
+        self.refused = len(self.events)
+        self.broken.append((self.refused, Violation(refusal.property or CONFORMS, text)))
         self.acceptor = None
 
     def _rest(self, paths: Sequence[Path], answer: Uncaused) -> None:
@@ -123,7 +130,7 @@ class _Reader:
             rest += [(at_s + offset, number, at_s, event, line) for line, at_s, event in events]
         stuck = answer.place
         for _, number, at_s, event, line in sorted(rest, key=lambda item: item[:2]):
-            self._place(number, at_s, event)
+            self._place(number, at_s, event, line)
             if self.acceptor is not None and (self.sources[number] is stuck.source and line == stuck.line):
                 text = (
                     f"its cause, {answer.need.what}, is in no trace before it, and nothing says that it may be missing"

@@ -72,7 +72,8 @@ class Arrow(Struct, frozen=True):
 class Block(Struct, frozen=True, omit_defaults=True):
     """The record of a landing block from this step on. ``state`` is one of ``fsm.states.BlockState``; what it is
     granted for (``room``, ``seq``, first token ``start``) is -1 where there is none; ``holds`` is what its memory
-    holds, in words, empty where that is not known."""
+    holds, in words, empty where that is not known. ``through``: states that it was in within this step before, each
+    with its room."""
 
     rank: int
     block: int
@@ -84,6 +85,7 @@ class Block(Struct, frozen=True, omit_defaults=True):
     tokens: int = 0
     """How many tokens of the grant this block is for."""
     holds: str = ""
+    through: tuple[tuple[str, int], ...] = ()
 
 
 class Touch(Struct, frozen=True, omit_defaults=True):
@@ -133,7 +135,8 @@ class Step(Struct, frozen=True, omit_defaults=True):
     """One step and all that it changed. ``action`` is its kind (empty for step 0), ``text`` the same in words.
 
     ``skipped``: in the second of two runs, a step of the first that this version could not take. ``extra``: one that
-    the first run does not have.
+    the first run does not have. ``seen``: the file and line of a worker's trace that tells it, such as
+    ``"sender-0.jsonl:12"``.
     """
 
     number: int
@@ -143,6 +146,7 @@ class Step(Struct, frozen=True, omit_defaults=True):
     fault: bool = False
     skipped: bool = False
     extra: bool = False
+    seen: str = ""
     said: tuple[Said, ...] = ()
     arrows: tuple[Arrow, ...] = ()
     blocks: tuple[Block, ...] = ()

@@ -11,14 +11,17 @@ the same code as the steps of a run.
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Any, NamedTuple
+
+import msgspec
 
 from fsm.allocators import Choices
 from fsm.effects import CopyOut
 from fsm.events import Granted, Received, Sent
-from fsm.messages import Epoch, Message, describe
+from fsm.messages import BlockRef, Epoch, Message, describe
 from fsm.rules import PROTOCOL
+from fsm.states import BlockState
 from sim import actions
 from sim.cli_view import FAULTS, ON_MESSAGES, Viewer, blocks_text, told_together
 from sim.explorer.fold import Folded, message_label, sorted_items, span_text
@@ -26,6 +29,16 @@ from sim.explorer.page import Arrow, Block, Lane, Pool, Request, Said, Step, Tou
 from sim.flight import Flight
 from sim.memory import POISON, value_of
 from sim.world import Action, World
+
+
+class _Passed(NamedTuple):
+    """A state that a block was in within a step. ``place``: after so many events."""
+
+    place: int
+    rank: int
+    block: int
+    state: str
+    room: int
 
 
 class _Given(NamedTuple):
@@ -74,6 +87,7 @@ class Recorder:
         self._given: dict[tuple[int, int], _Given] = {}
         self._sources: list[list[tuple[Any, ...]]] = [[] for _ in world.receivers]
         self._arrows: list[tuple[int, Arrow]] = []
+        self._passed: list[_Passed] = []
         self._touches: list[Touch] = []
         self._said: list[Said] = []
 
@@ -125,7 +139,7 @@ class Recorder:
             number, kind, text, float(world.now), fault, said=tuple(said), arrows=tuple(arrows), blocks=tuple(blocks),
             touches=tuple(self._touches), progress=progress, lifecycles=lifecycles,
         )  # fmt: skip
-        self._arrows, self._touches, self._said = [], [], []
+        self._arrows, self._touches, self._said, self._passed = [], [], [], []
         return step
 
     def _words(self) -> Iterable[Said]:
@@ -214,6 +228,14 @@ class Recorder:
             elif delta != request + 1 and not index:
                 wrong = f"block {ref.block}: the position delta in its header is not that of this request"
             self._touches.append(Touch(rank, ref.block, "read", effect.room, start, count, wrong, early))
+            self._read(rank, ref, effect.room)
+
+    def _read(self, rank: int, ref: BlockRef, room: int) -> None:
+        """A block is being read; only one that has landed can be."""
+        if self.world.receivers[rank].ledger.record(ref.block).state == BlockState.READING:
+            place = len(self.world.events)
+            for state in (BlockState.LANDED, BlockState.READING):
+                self._passed.append(_Passed(place, rank, ref.block, state.value, room))
 
     # --- events and differences -----------------------------------------------------------------------
 
@@ -230,7 +252,7 @@ class Recorder:
             elif kind is Received:
                 self._spoilt(event)
             elif kind is Granted:
-                self._granted(event)
+                self._granted(place, event)
 
     def _begin(self) -> None:
         """Attempts and lifecycles that were not there before."""
@@ -252,8 +274,9 @@ class Recorder:
         if came and came[0].text != text:
             self._said.append(Said(came[0].target, came[0].room, f"spoilt on its way, it reads {text}"))
 
-    def _granted(self, event: Granted) -> None:
+    def _granted(self, place: int, event: Granted) -> None:
         for index, ref in enumerate(event.blocks):
+            self._passed.append(_Passed(place, event.receiver_rank, ref.block, BlockState.GRANTED.value, event.room))
             tokens = max(0, min(self._size, event.capacity - index * self._size))
             key = event.receiver_rank, ref.block
             start = event.start + index * self._size
@@ -261,7 +284,8 @@ class Recorder:
 
     def _changed_blocks(self) -> list[Block]:
         """Blocks whose record or content is not what was told last."""
-        changed = []
+        changed: list[Block] = []
+        passed = sorted(self._passed, key=lambda passed: passed.place)
         for rank, receiver in enumerate(self.world.receivers):
             memory, told, sources = self.world.memories[rank], self.blocks[rank], self._sources[rank]
             for block in range(len(receiver.ledger)):
@@ -274,6 +298,7 @@ class Recorder:
                 if block < len(sources) and sources[block] == source:
                     continue
                 now = self._block(rank, block)
+                through: tuple[tuple[str, int], ...] = ()
                 if block >= len(sources):
                     sources.append(source)
                     told.append(now)
@@ -281,8 +306,9 @@ class Recorder:
                     sources[block] = source
                     continue
                 else:
+                    through = _through(told[block], now, passed)
                     sources[block], told[block] = source, now
-                changed.append(now)
+                changed.append(msgspec.structs.replace(now, through=through) if through else now)
         return changed
 
     def _block(self, rank: int, block: int) -> Block:
@@ -339,8 +365,29 @@ class Recorder:
         self.blocks, self._sources = [list(told) for told in blocks], [list(known) for known in sources]
         self._given = dict(given)
         self.folded.load(folded)
-        self._arrows, self._touches, self._said = [], [], []
+        self._arrows, self._touches, self._said, self._passed = [], [], [], []
         self.viewer = Viewer(self.world)
+
+
+def _through(before: Block, now: Block, passed: Sequence[_Passed]) -> tuple[tuple[str, int], ...]:
+    """The states between two records of a block, in order, as far as a step shows them."""
+    if (before.state, before.generation) == (now.state, now.generation):
+        return ()
+    between: list[tuple[str, int]] = []
+    at = before.state
+    for item in passed:
+        if (item.rank, item.block) != (now.rank, now.block) or item.state == at:
+            continue
+        if (at, item.state) == (BlockState.READING, BlockState.LANDED):
+            continue
+        # Nobody gets a block that is not free.
+        if item.state == BlockState.GRANTED and at not in (BlockState.FREE, BlockState.RESERVED):
+            between.append((BlockState.FREE.value, -1))
+        between.append((item.state, item.room))
+        at = item.state
+    if between and between[-1][0] == now.state:
+        between.pop()
+    return tuple(between)
 
 
 def _goes_on(first: int, value: int, distance: int) -> bool:

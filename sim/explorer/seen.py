@@ -123,13 +123,13 @@ class _Teller:
             for block in range(pool.blocks):
                 self._put(Block(pool.rank, block, BlockState.FREE.value, 0))
 
-    def step(self, number: int, placed: Placed) -> Step:
-        """One event as a step."""
+    def step(self, number: int, placed: Placed, seen: str) -> Step:
+        """One event as a step; ``seen``: the file and line that tells it."""
         event = placed.event
         self._begin(event)
         self.folded.take(event)
         text = self._words(event)
-        return self.tell(number, str(event.__struct_config__.tag), text, placed.at_s)
+        return self.tell(number, str(event.__struct_config__.tag), text, placed.at_s, seen)
 
     def pass_by(self, events: Sequence[Placed], rooms: Collection[int], text: str) -> Step:
         """Step 0: what was so before the first event that is shown, after all of ``events``, of some rooms."""
@@ -142,11 +142,11 @@ class _Teller:
         self.folded.tell_all(rooms)
         return self.tell(0, "", text, events[-1].at_s if events else 0.0)
 
-    def tell(self, number: int, kind: str, text: str, at_s: float) -> Step:
+    def tell(self, number: int, kind: str, text: str, at_s: float, seen: str = "") -> Step:
         """All that has changed since it was told last."""
         progress, lifecycles = self.folded.take_told()
         step = Step(
-            number, kind, text, round(at_s, 6), said=tuple(self._said), arrows=tuple(self._arrows),
+            number, kind, text, round(at_s, 6), seen=seen, said=tuple(self._said), arrows=tuple(self._arrows),
             blocks=tuple(self._changed.values()), touches=tuple(self._touches), progress=progress,
             lifecycles=lifecycles,
         )  # fmt: skip
@@ -323,16 +323,17 @@ def run_of_seen(paths: Sequence[Path], *, command: str = "", facts: Facts = ()) 
     first = "what was seen begins" if not start else f"{start:,} events before this are not shown"
     rooms = _rooms_of(seen.events[start:end])
     steps = [teller.pass_by(seen.events[:start], rooms, first)]
-    marks: list[Mark] = []
+    marks = _new_processes(seen, start, end)
     for number, placed in enumerate(seen.events[start:end], start=1):
-        steps.append(teller.step(number, placed))
+        steps.append(teller.step(number, placed, f"{seen.names[placed.trace]}:{placed.line}"))
         marks += resume_marks(number, [placed.event])
         restarted = isinstance(placed.event, Restarted)
         if restarted or (isinstance(placed.event, Note) and placed.event.kind == "fault"):
             marks.append(Mark("fault", number, steps[-1].text))
     for number, violation in seen.broken:
         if start < number <= end:
-            marks.append(Mark("violation", number - start, violation.text, violation.property))
+            what = f"{steps[number - start].text}: " if number == seen.refused else ""
+            marks.append(Mark("violation", number - start, what + violation.text, violation.property))
     marks += [Mark("inferred", number - start, text) for number, text in seen.inferred if start < number <= end]
     marks.sort(key=lambda mark: mark.step)
     requests = tuple([Request(room, parties.tokens.get(room, -1)) for room in sorted(rooms)])
@@ -340,6 +341,21 @@ def run_of_seen(paths: Sequence[Path], *, command: str = "", facts: Facts = ()) 
         "workers", WORKER, "violated" if seen.broken else "holds", command,
         (*_facts(seen, start, end), *facts), parties.lanes(), parties.pools(), requests, tuple(steps), tuple(marks),
     )  # fmt: skip
+
+
+def _new_processes(seen: Merged, start: int, end: int) -> list[Mark]:
+    """A mark where another process takes the place of one that was killed, or stopped."""
+    marks, present = [], dict[tuple[str, int], int]()
+    for number, placed in enumerate(seen.events[:end], start=1):
+        header = seen.headers[placed.trace]
+        lane = header.side, header.rank
+        before = present.setdefault(lane, placed.trace)
+        present[lane] = placed.trace
+        if before != placed.trace and header.side and number > start:
+            name = f"{header.side} {header.rank}"
+            text = f"from here on {name} is a new process ({seen.names[placed.trace]}); the one before is gone"
+            marks.append(Mark("fault", number - start, text))
+    return marks
 
 
 def _rooms_of(events: Sequence[Placed]) -> dict[int, None]:

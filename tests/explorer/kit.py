@@ -7,6 +7,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from typing import Any
 
+import msgspec
+
 from fsm.events import Delivered, Progressed, Wrote
 from fsm.messages import describe
 from sim.explorer.page import Block, Lifecycle, Progress, Step
@@ -25,7 +27,7 @@ class Shown:
 
     def add(self, step: Step) -> None:
         for block in step.blocks:
-            self.blocks[block.rank, block.block] = block
+            self.blocks[block.rank, block.block] = msgspec.structs.replace(block, through=())
         for progress in step.progress:
             self.progress[progress.rank, progress.room] = progress
         for lifecycle in step.lifecycles:

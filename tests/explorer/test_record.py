@@ -3,11 +3,14 @@ lifecycles and what is on its way just as a world has them that makes the run by
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fsm.lifecycle import BLOCK_TABLE
 from fsm.trace import Trace
 from sim import actions, zoo
 from sim.choices import Replayed, Seeded
@@ -132,6 +135,31 @@ def test_what_is_overwritten_is_wrong_and_not_early() -> None:
     assert not any(touch.early for touch in wrong)
     text = "block 2 does not hold what is read from it: where token 6 should be there was token 4 of room 1"
     assert (first.what, first.block, first.wrong) == ("read", 2, text)
+
+
+def test_what_a_block_went_through_within_a_step_is_told() -> None:
+    """A block that is granted, read and freed in one step is not just free: every state in between is told, in order,
+    and each is a move of the ledger's table."""
+    run = run_of_trace(found("sent-accumulate"))
+    told = {block.block: block for block in run.steps[6].blocks}
+    assert told[0].state == told[2].state == "Free"
+    assert told[0].through == (("Landed", 1), ("Reading", 1))
+    assert told[2].through == (("Granted", 1), ("Landed", 1), ("Reading", 1))
+    calm = run_once(zoo.default_scenario(), Seeded(1), record=True, seed=1).trace
+    assert calm is not None
+    moves = {(str(state), str(row.target)) for state, rows in BLOCK_TABLE.rows.items() for row in rows}
+    moves |= {("Free", "Granted"), ("Granted", "Granted")}  # by way of Reserved; a change of what it holds
+    passed, states = 0, dict[tuple[int, int], str]()
+    for step in run_of_trace(calm).steps:
+        for block in step.blocks:
+            way = [
+                *([states[block.rank, block.block]] if block.through else []),
+                *(state for state, _ in block.through),
+            ]
+            passed += len(block.through)
+            assert all(pair in moves for pair in pairwise([*way, block.state])), (step.number, way, block)
+            states[block.rank, block.block] = block.state
+    assert passed >= 6
 
 
 def test_what_repeats_for_ever_is_told_once_round_behind_a_mark() -> None:

@@ -165,6 +165,33 @@ def test_an_event_that_no_property_is_about_is_refused_too(write: Write) -> None
     assert len(run.steps) - 1 == sum(map(len, events.values()))
 
 
+def test_each_step_says_which_line_of_which_trace_tells_it(write: Write) -> None:
+    """By the number that ``conform`` gives, so that one can look there; also behind what is refused."""
+    events, number = changed(told(), Progressed, 0, tokens=5)
+    paths = write(events)
+    run = run_of_seen(paths)
+    assert run.steps[0].seen == ""
+    places = [step.seen.rpartition(":") for step in run.steps[1:]]
+    for path in paths:
+        lines = [int(line) for name, _, line in places if Path(name).name == path.name]
+        texts = path.read_text(encoding="utf-8").splitlines()
+        assert [n for n, text in enumerate(texts, start=1) if '"seen"' in text] == lines
+    first = marks_of(run, "violation")[0]
+    assert first.text.startswith("receiver 0: @5: ")
+    assert run.steps[first.step].seen.endswith(f"receiver-0.jsonl:{number + 1}")
+
+
+def test_a_process_that_takes_anothers_place_is_marked(write: Write, tmp_path: Path) -> None:
+    paths = write(told(), "receiver")
+    again = tmp_path / "receiver-0-1.jsonl"
+    header = TraceHeader(TRACE_VERSION, WORKER, {}, side="receiver", rank=0, boot_id=2, started_unix_s=200.0)
+    write_trace(Trace(header, (), TraceEnding(), (Seen(0.0, Note("remark", "back")),)), again)
+    run = run_of_seen([again, *paths])
+    (mark,) = marks_of(run, "fault")
+    assert mark.step == len(run.steps) - 1 and run.steps[mark.step].text == "remark: back"
+    assert "receiver 0 is a new process" in mark.text and "receiver-0-1.jsonl" in mark.text
+
+
 def test_what_no_trace_holds_is_told_as_inferred(write: Write) -> None:
     run = run_of_seen(write(told(), "receiver"))
     inferred = marks_of(run, "inferred")

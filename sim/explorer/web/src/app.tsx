@@ -6,7 +6,7 @@ import { Details } from "./details.tsx";
 import { foldTo, markedSteps, nextOf } from "./fold.ts";
 import { Header, Reproduce, Verdict } from "./header.tsx";
 import { Help } from "./help.tsx";
-import { useWide } from "./hooks.ts";
+import { useKeptFocus, useWide } from "./hooks.ts";
 import { commandOf, type Command } from "./keys.ts";
 import type { Place } from "./links.ts";
 import { Lifecycles } from "./machineview.tsx";
@@ -63,13 +63,13 @@ function Pane({ page, model, other, count, place, id, go, extra }: PaneProps) {
   );
 }
 
-function ComparedRun(props: PaneProps & { hidden: boolean }) {
+function ComparedRun(props: PaneProps & { hidden: boolean; second?: boolean }) {
   return (
     <section class="compared" id={`${props.id}-pane`} aria-label={props.model.run.name} hidden={props.hidden}>
       <header class="pane-head">
         <h2>{props.model.run.name}</h2>
         <Verdict run={props.model.run} />
-        <Reproduce run={props.model.run} />
+        {props.second && <Reproduce run={props.model.run} bare />}
       </header>
       <Pane {...props} />
     </section>
@@ -191,6 +191,7 @@ export function App({ world }: { world: World }) {
       window.removeEventListener("hashchange", address);
     };
   }, [world]);
+  useKeptFocus();
   useEffect(() => showTheme(theme), [theme]);
   useEffect(() => {
     // Chromium takes no more than 200 changes of the address in half a minute.
@@ -215,7 +216,7 @@ export function App({ world }: { world: World }) {
   return (
     <>
       <Patterns />
-      <Header page={page} model={main} alone={!beside} go={go} />
+      <Header page={page} model={main} go={go} />
       <Toolbar
         {...{ count: shown.count, room: place.room, compare: place.compare, step: place.step }}
         {...{ model: main, canCompare, theme, filter, go, run }}
@@ -230,7 +231,7 @@ export function App({ world }: { world: World }) {
           {!wide && <Tabs names={names} tab={tab} set={setTab} />}
           <main class={wide ? "compare" : "compare one"}>
             <ComparedRun key="main" {...common} model={main} other={wide ? beside : null} id="a" extra={extra} hidden={!wide && tab !== 0} />
-            <ComparedRun key="beside" {...common} model={beside} other={wide ? main : null} id="b" hidden={!wide && tab !== 1} />
+            <ComparedRun key="beside" {...common} model={beside} other={wide ? main : null} id="b" hidden={!wide && tab !== 1} second />
           </main>
         </>
       ) : (
@@ -238,7 +239,7 @@ export function App({ world }: { world: World }) {
           <Pane key="single" {...common} model={main} other={null} id="a" extra={extra} />
         </main>
       )}
-      <Help dialog={help} />
+      <Help dialog={help} properties={page.properties} />
     </>
   );
 }

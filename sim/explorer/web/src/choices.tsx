@@ -1,5 +1,6 @@
 /** What else could happen: the choices that the state graph has at this step. */
 
+import { useLayoutEffect, useRef } from "preact/hooks";
 import { NearbyMap } from "./nearbyview.tsx";
 import type { Choices } from "./path.ts";
 import type { Edge, Graph } from "./types.ts";
@@ -76,8 +77,21 @@ export function ChoicesPanel({ graph, choices, taken, own, hopeless, lists, from
   const order = [...choices.offers.keys()];
   const letterOf = (choice: number): string => letter(order.indexOf(choice));
   const other = graph.choices.map((text, choice) => ({ text, choice })).filter((item) => !choices.offers.has(item.choice));
+  const panel = useRef<HTMLElement>(null);
+  const clicked = useRef(false);
+  const takeThat = (choice: number): void => {
+    clicked.current = true;
+    take(choice);
+  };
+  useLayoutEffect(() => {
+    // What was clicked is gone now; the focus stays among the choices.
+    if (!clicked.current) return;
+    clicked.current = false;
+    const next = panel.current?.querySelector<HTMLElement>(".choice.taken, .choice:not([aria-disabled])") ?? panel.current;
+    next?.focus({ preventScroll: true });
+  });
   return (
-    <section class="panel choices" aria-label="what else could happen here">
+    <section class="panel choices" aria-label="what else could happen here" ref={panel} tabIndex={-1}>
       <h3>What could happen next</h3>
       <p class="note">
         {graph.complete
@@ -97,7 +111,7 @@ export function ChoicesPanel({ graph, choices, taken, own, hopeless, lists, from
             text={graph.choices[edge.choice] ?? "?"}
             taken={edge.choice === taken}
             lost={hopeless.has(edge.target) && !hopeless.has(choices.node)}
-            take={() => take(edge.choice)}
+            take={() => takeThat(edge.choice)}
           />
         ))}
       </ul>

@@ -33,8 +33,8 @@ const ahead = (point: Record<Name, number>): number => Math.max(point.watermark,
 export function aheadWords(point: Point | null): string {
   if (!point) return "";
   const parts = [];
-  if (point.watermark > point.landed) parts.push("WATERMARK AHEAD OF WHAT LANDED");
-  if (point.delivered > point.landed) parts.push("COPIED OUT BEFORE IT LANDED");
+  if (point.watermark > point.landed) parts.push("WATERMARK AHEAD OF BYTES");
+  if (point.delivered > point.landed) parts.push("COPIED OUT TOO EARLY");
   return parts.join(", ");
 }
 

@@ -1,11 +1,11 @@
 /** What the present step changed, in words. */
 
 import { underWay } from "./arrows.ts";
-import type { Snapshot } from "./fold.ts";
+import { cycleOf, type Snapshot } from "./fold.ts";
 import { alarmsOf, roomClass, type Model } from "./model.ts";
 import { SIGNS } from "./sequence.tsx";
 import type { Mark, Step } from "./types.ts";
-import { sectionsOf, stepWords, timeWords, type Section } from "./words.ts";
+import { partsOf, sectionsOf, stepWords, timeWords, type Section } from "./words.ts";
 
 function Callouts({ marks, properties }: { marks: Mark[]; properties: Record<string, string> }) {
   return (
@@ -18,7 +18,12 @@ function Callouts({ marks, properties }: { marks: Mark[]; properties: Record<str
               {SIGNS[mark.kind]?.[0]} {SIGNS[mark.kind]?.[1] ?? mark.kind}
               {mark.property && ` of ${mark.property}`}
             </b>
-            : {mark.text}
+            :{" "}
+            {partsOf(mark.text).map((part, j) => (
+              <span key={j} class="part">
+                {part}{" "}
+              </span>
+            ))}
             {mark.property && properties[mark.property] && <span class="property-text"> {mark.property}: {properties[mark.property]}.</span>}
           </p>
         ))}
@@ -61,6 +66,8 @@ export function Details({ model, step, before, room, properties }: DetailsProps)
   const flying = underWay(model.flights, step.number).filter((flight) => room === null || flight.room === room);
   const alarms = alarmsOf(model).filter((alarm) => alarm.step === step.number);
   const marks = model.run.marks.filter((mark) => mark.step === step.number);
+  const cycle = cycleOf(model.run);
+  const repeats = cycle >= 0 && step.number >= cycle;
   return (
     <section class="panel details" aria-label="what this step changed">
       <h3>
@@ -71,6 +78,12 @@ export function Details({ model, step, before, room, properties }: DetailsProps)
         {step.fault && <b class="sign fault">! fault: </b>}
         {stepWords(step)}
       </p>
+      {step.seen && <p class="note seen">Told by {step.seen.replace(/:(\d+)$/, ", line $1")}.</p>}
+      {repeats && (
+        <p class="note">
+          ∞ One of the steps that repeat for ever: {cycle} to {model.last}, then {cycle} again.
+        </p>
+      )}
       {step.skipped && <p class="note">Only the other run has this step.</p>}
       {step.extra && <p class="note">Only this run has this step.</p>}
       <Callouts marks={marks} properties={properties} />

@@ -29,6 +29,9 @@ export function foldTo(run: Run, number: number): Snapshot {
   return snapshot;
 }
 
+/** The first of the steps that repeat for ever, -1 if none do; they go on to the last step. */
+export const cycleOf = (run: Run): number => run.marks.find((mark) => mark.kind === "cycle")?.step ?? -1;
+
 /** The last step's number. */
 export const lastStep = (run: Run): number => run.steps.length - 1;
 

@@ -3,10 +3,11 @@
 import { CopyButton } from "./copy.tsx";
 import { alarmsOf, type Model } from "./model.ts";
 import type { Page, Run } from "./types.ts";
+import { partsOf } from "./words.ts";
 
 const VERDICTS: Record<string, [string, string]> = {
   violated: ["✕", "violated"],
-  holds: ["✓", "holds"],
+  holds: ["✓", "nothing broken"],
   open: ["…", "nothing broken so far"],
 };
 
@@ -53,12 +54,13 @@ function Facts({ run }: { run: Run }) {
   );
 }
 
-export function Reproduce({ run }: { run: Run }) {
+/** How to make it again; `bare`: without a word before it. */
+export function Reproduce({ run, bare }: { run: Run; bare?: boolean }) {
   if (!run.command) return null;
   return (
     <p class="reproduce">
-      <span>reproduce</span>
-      <code>{run.command}</code>
+      {!bare && <span>reproduce</span>}
+      <code title={run.command}>{run.command}</code>
       <CopyButton text={() => run.command} label="copy" what="the command" />
     </p>
   );
@@ -79,7 +81,7 @@ function Broken({ page, run, go }: { page: Page; run: Run; go: (step: number) =>
           <button type="button" class="link" onClick={() => go(mark.step)}>
             Step {mark.step}
           </button>
-          : {mark.text}
+          : {partsOf(mark.text)[0]}
         </p>
       ))}
     </>
@@ -89,12 +91,10 @@ function Broken({ page, run, go }: { page: Page; run: Run; go: (step: number) =>
 export interface HeaderProps {
   page: Page;
   model: Model;
-  /** No run stands beside it; else each says itself how to make it again. */
-  alone: boolean;
   go: (step: number) => void;
 }
 
-export function Header({ page, model, alone, go }: HeaderProps) {
+export function Header({ page, model, go }: HeaderProps) {
   const run = model.run;
   return (
     <header class="head">
@@ -113,8 +113,19 @@ export function Header({ page, model, alone, go }: HeaderProps) {
           , {alarm.text}
         </p>
       ))}
+      {run.marks
+        .filter((mark) => mark.kind === "cycle")
+        .map((mark) => (
+          <p key={mark.step} class="cycle-line">
+            <b aria-hidden="true">∞</b>{" "}
+            <button type="button" class="link" onClick={() => go(mark.step)}>
+              Step {mark.step}
+            </button>
+            : {mark.text}
+          </p>
+        ))}
       <div class="head-line small">
-        {alone && <Reproduce run={run} />}
+        <Reproduce run={run} />
         <Facts run={run} />
       </div>
     </header>

@@ -1,7 +1,7 @@
 /** Sizes and scroll positions of elements, as state. */
 
 import type { RefObject } from "preact";
-import { useEffect, useLayoutEffect, useState } from "preact/hooks";
+import { useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
 
 /** The inner width of an element, 0 before it is known. */
 export function useWidth(ref: RefObject<HTMLElement | null>): number {
@@ -73,9 +73,44 @@ export function useWide(pixels: number): boolean {
   const query = window.matchMedia(`(min-width: ${pixels}px)`);
   const [wide, setWide] = useState(query.matches);
   useEffect(() => {
-    const change = (): void => setWide(query.matches);
+    // Paper is narrower than the window; what stands side by side stays so.
+    const change = (): void => {
+      if (!window.matchMedia("print").matches) setWide(query.matches);
+    };
     query.addEventListener("change", change);
     return () => query.removeEventListener("change", change);
   }, []);
   return wide;
+}
+
+/** After each change: if what had the focus is gone, the steps have it, so that nobody who uses keys starts anew. */
+export function useKeptFocus(): void {
+  const last = useRef<Element | null>(null);
+  useEffect(() => {
+    const keep = (event: FocusEvent): void => {
+      last.current = event.target instanceof Element ? event.target : null;
+    };
+    document.addEventListener("focusin", keep);
+    return () => document.removeEventListener("focusin", keep);
+  }, []);
+  useLayoutEffect(() => {
+    if (!last.current || last.current.isConnected || document.activeElement !== document.body) return;
+    document.querySelector<HTMLElement>(".sequence")?.focus({ preventScroll: true });
+  });
+}
+
+/** Whether the page is being printed: then all of it is to be there, in view or not. */
+export function usePrinting(): boolean {
+  const [printing, setPrinting] = useState(false);
+  useEffect(() => {
+    const begin = (): void => setPrinting(true);
+    const end = (): void => setPrinting(false);
+    window.addEventListener("beforeprint", begin);
+    window.addEventListener("afterprint", end);
+    return () => {
+      window.removeEventListener("beforeprint", begin);
+      window.removeEventListener("afterprint", end);
+    };
+  }, []);
+  return printing;
 }

@@ -147,10 +147,7 @@ function blockItems(model: Model, step: number, room: number | null, machine: Ma
   return rows.map((row) => {
     const at = row.segments.findIndex((segment) => segment.first <= step && step <= segment.last);
     const block = row.segments[at]!.block;
-    const since = row.segments[at]!.first;
-    const read = row.touches.some((touch) => touch.step === since && touch.what === "read");
-    // A block that was read within the step went through all of its states in it; only the last move is shown.
-    const before = block.state === "Free" && read ? "Reading" : (row.segments[at - 1]?.block.state ?? "");
+    const before = block.through.at(-1)?.[0] ?? row.segments[at - 1]?.block.state ?? "";
     const move = machine.moves.find((item) => item.source === before && item.target === block.state);
     return {
       key: blockKey(row),

@@ -52,13 +52,24 @@ export interface Alarm {
   text: string;
 }
 
+/** The tokens of some touches; what follows upon each other is one stretch. */
+function stretches(list: Finding[]): string[] {
+  const spans: [number, number][] = [];
+  for (const item of list) {
+    const before = spans.at(-1);
+    if (before && before[1] === item.start) before[1] += item.count;
+    else spans.push([item.start, item.start + item.count]);
+  }
+  return spans.map(([start, end]) => tokens(start, end - start));
+}
+
 function alarmText(list: Finding[]): string {
   const first = list[0]!;
   const blocks = list.map((item) => `b${item.block}`).join(" ");
-  const where = `room ${first.room} ${list.map((item) => tokens(item.start, item.count)).join(" ")}`;
+  const where = `room ${first.room} ${stretches(list).join(" ")}`;
   const verb = first.what === "read" ? `${blocks} copied out for ${where}` : `bytes of ${where} land in ${blocks}`;
   const rank = `rank ${first.rank}: ${verb}`;
-  if (!first.early) return `${rank}. ${first.wrong}`;
+  if (!first.early) return `${rank}: ${first.wrong}`;
   const later = list.filter((item) => item.written >= 0).map((item) => `b${item.block} in step ${item.written}`);
   return `${rank}. ${later.length ? `Written only later: ${later.join(", ")}.` : "Nothing is ever written there."}`;
 }

@@ -21,6 +21,8 @@ export interface PoolRow {
   block: number;
   segments: Segment[];
   touches: TouchAt[];
+  /** Steps in which the block was in other states before the one that it is in after them. */
+  passed: { step: number; through: [string, number][] }[];
 }
 
 /** A touch that is wrong, and the write that it should have waited for: the first one later, -1 if there is none. */
@@ -29,14 +31,14 @@ export interface Finding extends TouchAt {
 }
 
 const free = (rank: number, block: number): Block => ({
-  ...{ rank, block, state: "Free", generation: 0, room: -1, seq: -1, start: -1, tokens: 0, holds: "" },
+  ...{ rank, block, state: "Free", generation: 0, room: -1, seq: -1, start: -1, tokens: 0, holds: "", through: [] },
 });
 
 function emptyRows(run: Run): Map<string, PoolRow> {
   const rows = new Map<string, PoolRow>();
   for (const pool of run.pools)
     for (let block = 0; block < pool.blocks; block++)
-      rows.set(blockKey({ rank: pool.rank, block }), { rank: pool.rank, block, segments: [], touches: [] });
+      rows.set(blockKey({ rank: pool.rank, block }), { rank: pool.rank, block, segments: [], touches: [], passed: [] });
   return rows;
 }
 
@@ -44,7 +46,7 @@ function rowOf(rows: Map<string, PoolRow>, at: { rank: number; block: number }):
   const key = blockKey(at);
   const known = rows.get(key);
   if (known) return known;
-  const row: PoolRow = { rank: at.rank, block: at.block, segments: [], touches: [] };
+  const row: PoolRow = { rank: at.rank, block: at.block, segments: [], touches: [], passed: [] };
   rows.set(key, row);
   return row;
 }
@@ -63,7 +65,11 @@ export function poolRows(run: Run): PoolRow[] {
   const rows = emptyRows(run);
   const last = run.steps.length - 1;
   for (const step of run.steps) {
-    for (const block of step.blocks) setBlock(rowOf(rows, block), step.number, block);
+    for (const block of step.blocks) {
+      const row = rowOf(rows, block);
+      setBlock(row, step.number, block);
+      if (block.through.length) row.passed.push({ step: step.number, through: block.through });
+    }
     for (const touch of step.touches) rowOf(rows, touch).touches.push({ ...touch, step: step.number });
   }
   for (const row of rows.values()) {

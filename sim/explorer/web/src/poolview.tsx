@@ -71,6 +71,8 @@ interface RowProps {
   y: number;
   height: number;
   view: [number, number];
+  /** Where the view begins, in pixels; labels of what began before stand there. */
+  from: number;
   /** Blocks and touches of other rooms are faint; null: of none. */
   only: number | null;
 }
@@ -89,7 +91,12 @@ function SegmentBox({ segment, props }: { segment: Segment; props: RowProps }) {
   const width = scale.left(segment.last + 1) - x - 1;
   const { block } = segment;
   const touched = row.touches.find((touch) => touch.step >= segment.first && touch.step <= segment.last);
-  const free = touched ? Math.min(width, scale.left(touched.step + 1) - 18 - x) : width;
+  // The label stands before the sign of a touch if it is in view and leaves room there, else behind it.
+  const sign = touched ? scale.left(touched.step + 1) : -1;
+  const inView = Math.max(x, props.from);
+  const before = sign - 18 > inView + 12;
+  const start = !before && sign > inView ? sign : inView;
+  const until = before ? sign - 18 : x + width;
   const name = `r${block.rank} b${block.block}`;
   const when = segment.first === segment.last ? `step ${segment.first}` : `steps ${segment.first} to ${segment.last}`;
   return (
@@ -97,10 +104,33 @@ function SegmentBox({ segment, props }: { segment: Segment; props: RowProps }) {
       <title>{`${name}, ${when}\n${blockWords(block)}`}</title>
       <StateBox {...{ x, y, width, height }} state={block.state} room={roomClass(model.rooms, block.room)} />
       {height >= 13 && (
-        <text class="seg-label" x={x + 5} y={y + height / 2 + 3.5}>
-          {segmentLabel(segment, free, model.rooms.length)}
+        <text class="seg-label" x={start + 5} y={y + height / 2 + 3.5}>
+          {segmentLabel(segment, until - start, model.rooms.length)}
         </text>
       )}
+    </g>
+  );
+}
+
+/** The states that a block went through within one step, from left to right in its column, if there is room for it. */
+function PassedBoxes({ props }: { props: RowProps }) {
+  const { row, model, scale, y, height, view } = props;
+  const seen = row.passed.filter((item) => item.step >= view[0] && item.step <= view[1]);
+  if (scale.column < 24) return null;
+  return (
+    <g class="passed">
+      {seen.map(({ step, through }) => {
+        const wide = Math.min(14, Math.floor((scale.column - 18) / through.length));
+        const words = through.map(([state, room]) => (room >= 0 ? `${state}, room ${room}` : state)).join("; then ");
+        return (
+          <g key={step}>
+            <title>{`r${row.rank} b${row.block}, within step ${step}\n${words}`}</title>
+            {through.map(([state, room], i) => (
+              <StateBox key={i} x={scale.left(step) + 1 + i * wide} width={wide - 1} {...{ y, height, state }} room={roomClass(model.rooms, room)} />
+            ))}
+          </g>
+        );
+      })}
     </g>
   );
 }
@@ -131,6 +161,7 @@ export function PoolRowView(props: RowProps) {
       {segments.map((segment) => (
         <SegmentBox key={segment.first} segment={segment} props={props} />
       ))}
+      <PassedBoxes props={props} />
       {plain.map((touch, i) => (
         <TouchSign key={`${touch.step}-${i}`} touch={touch} props={props} index={index(touch)} />
       ))}

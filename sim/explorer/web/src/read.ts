@@ -14,11 +14,11 @@ import {
   type Touch,
 } from "./types.ts";
 
-const BLOCK = { room: -1, seq: -1, start: -1, tokens: 0, holds: "" };
+const BLOCK = { room: -1, seq: -1, start: -1, tokens: 0, holds: "", through: [] as [string, number][] };
 const TOUCH = { wrong: "", early: false };
 const PROGRESS = { granted: 0, landed: 0, watermark: 0, delivered: 0 };
 const LIFECYCLE = { source: "", event: "", reason: "" };
-const STEP = { action: "", text: "", time_s: 0, fault: false, skipped: false, extra: false };
+const STEP = { action: "", text: "", time_s: 0, fault: false, skipped: false, extra: false, seen: "" };
 const RUN = { machine: "receiver" };
 const MARK = { property: "", room: -1 };
 const EDGE = { broken: [] as string[], broken_text: "" };

@@ -1,7 +1,7 @@
 /** Where the rows of a sequence diagram and the lines in it stand. Pixels, from the top of the first row. */
 
 import { spanOf, type Flight } from "./arrows.ts";
-import { concerns } from "./fold.ts";
+import { concerns, cycleOf } from "./fold.ts";
 import type { Lane, Run, Step } from "./types.ts";
 import { stepWords } from "./words.ts";
 import { groupBy } from "./group.ts";
@@ -17,6 +17,8 @@ const FOLDED = 18;
 export interface Saying {
   side: string;
   badge: string;
+  /** The badge is told anew, and has a line of its own: there is no room for it beside the words. */
+  above: boolean;
   room: number;
   lines: string[];
 }
@@ -48,6 +50,8 @@ export interface Columns {
 
 const GUTTER = 52;
 const BETWEEN = 22;
+/** What is kept free beside a line. */
+const GAP = 12;
 
 /** Divides a width among the columns. */
 export function columnsOf(width: number, lanes: Lane[]): Columns {
@@ -56,10 +60,11 @@ export function columnsOf(width: number, lanes: Lane[]): Columns {
   const stacked = width < 760;
   const lines = BETWEEN * (Math.max(0, senders.length - 1) + Math.max(0, receivers.length - 1));
   const title = { x: GUTTER, width: stacked ? width - GUTTER - 8 : Math.min(190, width * 0.19) };
-  const left = stacked ? 8 : GUTTER + title.width + 8;
-  const rest = width - left - 8 - lines;
   const small = width < 520;
-  const network = Math.max(92, Math.min(300, rest * (small ? 0.28 : 0.33)));
+  const gap = small ? 8 : GAP;
+  const left = small ? 4 : stacked ? 8 : GUTTER + title.width + 8;
+  const rest = width - left - 8 - lines;
+  const network = Math.max(108, Math.min(300, rest * (small ? 0.31 : 0.33)));
   const sender = Math.max(40, (rest - network) * (small ? 0.5 : 0.42));
   const receiver = Math.max(40, rest - network - sender);
   const at = new Map<string, number>();
@@ -72,8 +77,8 @@ export function columnsOf(width: number, lanes: Lane[]): Columns {
   x += BETWEEN * Math.max(0, receivers.length - 1);
   return {
     ...{ width, small, stacked, title, lanes: at },
-    sender: { x: left, width: sender - 12 },
-    receiver: { x: x + 12, width: receiver - 12 },
+    sender: { x: left, width: sender - gap },
+    receiver: { x: x + gap, width: receiver - gap },
     network: { x: networkX, width: network },
   };
 }
@@ -91,8 +96,10 @@ function sayingsOf(step: Step, run: Run, { columns, measure, room }: RowOptions)
     if (!lane) continue;
     const several = lanes.filter((item) => item.side === lane.side).length > 1;
     const badge = [several ? badgeOf(lane) : "", rooms > 1 && said.room >= 0 ? `#${said.room}` : ""].filter(Boolean).join(" ");
-    const width = columns[lane.side === "sender" ? "sender" : "receiver"].width - (badge ? measure(badge) + 10 : 0);
-    out.push({ side: lane.side, badge, room: said.room, lines: wrap(said.text, Math.max(30, width), measure) });
+    const box = columns[lane.side === "sender" ? "sender" : "receiver"].width;
+    const width = box - (badge && !columns.small ? measure(badge) + 10 : 0);
+    const above = columns.small && badge !== "" && badge !== out.findLast((item) => item.side === lane.side)?.badge;
+    out.push({ side: lane.side, badge, above, room: said.room, lines: wrap(said.text, Math.max(30, width), measure) });
   }
   return out;
 }
@@ -142,18 +149,27 @@ export interface RowOptions {
 export function rowsOf(run: Run, options: RowOptions): Row[] {
   const { columns, measure, room, current } = options;
   const kinds = signsAt(run);
+  const cycle = cycleOf(run);
+  const last = run.steps.length - 1;
   let top = 0;
   return run.steps.map((step) => {
     const folded = room !== null && step.number !== current && step.number !== 0 && !concerns(step, room);
-    const text = stepWords(step);
+    const text = stepWords(step) + (step.number === last && cycle >= 0 ? `, then step ${cycle} again` : "");
     const long = text + (step.extra ? " (only in this run)" : "");
-    const title = folded ? [text] : wrap(long, columns.title.width - 8, measure);
-    const sayings = folded ? [] : sayingsOf(step, run, options);
+    const all = folded ? [] : sayingsOf(step, run, options);
+    // Of a worker's step the title says the same as the lane; where there is no room, one of them is enough.
+    const [only] = step.said;
+    const twice = columns.stacked && all.length === 1 && only !== undefined && step.text === `${only.lane}: ${only.text}`;
+    const title = folded ? [text] : twice && all[0]!.side !== "sender" ? [] : wrap(long, columns.title.width - 8, measure);
+    const sayings = twice && all[0]!.side === "sender" ? [] : all;
+    if (twice && !sayings.length && all[0]!.badge) title[title.length - 1] += ` ${all[0]!.badge}`;
     const linesOn = (side: string): number =>
-      sayings.filter((item) => (item.side === "sender") === (side === "sender")).reduce((n, item) => n + item.lines.length, 0);
+      sayings
+        .filter((item) => (item.side === "sender") === (side === "sender"))
+        .reduce((n, item) => n + item.lines.length + Number(item.above), 0);
     const ends = slotsOf(step, run.lanes, room, columns.stacked);
     const said = Math.max(linesOn("sender"), linesOn("receiver")) * LINE;
-    const body = Math.max(said, ends.count * SLOT + (ends.count ? 4 : 0));
+    const body = Math.max(said, ends.count * SLOT + (ends.count ? 4 + below(columns, title.length) : 0));
     const titled = Math.max(title.length * LINE, columns.stacked ? 0 : (kinds.get(step.number) ?? 0) * SIGN);
     const height = folded ? FOLDED : PAD * 2 + (columns.stacked ? Math.max(titled + body, (kinds.get(step.number) ?? 0) * SIGN) : Math.max(titled, body));
     const row = { step, top, height, folded, title, sayings, slots: ends.slots };
@@ -177,10 +193,13 @@ export function alignRows(rows: Row[], other: Row[]): { rows: Row[]; total: numb
 /** Where the lanes' text of a row begins, from the row's top. */
 export const textTop = (row: Row, columns: Columns): number => PAD + (columns.stacked ? row.title.length * LINE : 0);
 
+/** Under a title that has a line of its own, labels of arrows stand a little lower. */
+const below = (columns: Columns, lines: number): number => (columns.stacked && lines ? 5 : 0);
+
 /** The y of an end of an arrow, by its place in the step's list. */
 export function endY(row: Row, columns: Columns, place: number): number {
   if (row.folded) return row.top + row.height / 2;
-  return row.top + textTop(row, columns) + 10 + Math.max(0, row.slots[place] ?? 0) * SLOT;
+  return row.top + textTop(row, columns) + below(columns, row.title.length) + 10 + Math.max(0, row.slots[place] ?? 0) * SLOT;
 }
 
 /** The index of the row at a height. */

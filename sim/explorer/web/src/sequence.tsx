@@ -1,9 +1,10 @@
 /** The sequence diagram: time goes down, a row a step; the rows out of view are not in the document. */
 
 import { useLayoutEffect, useMemo, useRef } from "preact/hooks";
+import { cycleOf } from "./fold.ts";
 import { Flights } from "./flights.tsx";
 import { groupBy } from "./group.ts";
-import { useTwin, useView, useWidth } from "./hooks.ts";
+import { usePrinting, useTwin, useView, useWidth } from "./hooks.ts";
 import { roomClass, type Model } from "./model.ts";
 import { alignRows, columnsOf, rowAt, rowsOf, textTop, type Columns, type Row } from "./rows.ts";
 import type { Mark } from "./types.ts";
@@ -11,6 +12,9 @@ import { isBad, stepLine } from "./words.ts";
 import { canvasMeasure, FAMILY } from "./wrap.ts";
 
 const measures = { large: canvasMeasure(`12.5px ${FAMILY}`), small: canvasMeasure(`11.5px ${FAMILY}`) };
+
+/** A run of more steps is printed as far as it is in view. */
+export const PRINTED_MAX = 1000;
 
 /** A sign for each kind of mark, and its words. */
 export const SIGNS: Record<string, [string, string]> = {
@@ -39,8 +43,10 @@ function Sayings({ row, columns, model, side }: Pick<RowProps, "row" | "columns"
   return (
     <div class={`said ${side}`} style={{ left: `${box.x}px`, width: `${box.width}px`, top: `${textTop(row, columns)}px` }}>
       {items.map((item, i) => (
-        <div key={i} class={`saying ${roomClass(model.rooms, item.room)}`}>
-          {item.badge && <span class={item.badge === items[i - 1]?.badge ? "badge again" : "badge"}>{item.badge}</span>}
+        <div key={i} class={`saying ${roomClass(model.rooms, item.room)}${columns.small ? " tall" : ""}`}>
+          {item.badge && (!columns.small || item.above) && (
+            <span class={!columns.small && item.badge === items[i - 1]?.badge ? "badge again" : "badge"}>{item.badge}</span>
+          )}
           <span class={isBad(item.lines.join(" ")) ? "lines wrong" : "lines"}>
             {item.lines.map((line, j) => (
               <span key={j} class="textline">
@@ -54,11 +60,12 @@ function Sayings({ row, columns, model, side }: Pick<RowProps, "row" | "columns"
   );
 }
 
-function rowClass(row: Row, step: number): string {
+function rowClass(row: Row, step: number, cycle: number): string {
   const number = row.step.number;
   const classes = ["row", number === step ? "current" : number > step ? "future" : "past"];
   for (const name of ["fault", "skipped", "extra"] as const) if (row.step[name]) classes.push(name);
   if (row.folded) classes.push("folded");
+  if (cycle >= 0 && number >= cycle) classes.push("cycling");
   return classes.join(" ");
 }
 
@@ -69,7 +76,7 @@ function SequenceRow({ row, columns, model, marks, step, id, go }: RowProps) {
   return (
     <div
       id={id}
-      class={rowClass(row, step)}
+      class={rowClass(row, step, cycleOf(model.run))}
       role="option"
       aria-selected={number === step}
       aria-setsize={model.last + 1}
@@ -114,7 +121,7 @@ function Heads({ model, columns }: { model: Model; columns: Columns }) {
         const left = lane.side === "sender";
         return <text key={lane.name} class="lane-name" x={x + (left ? 4 : -4)} {...text} text-anchor={left ? "end" : "start"}>{lane.name}</text>;
       })}
-      {several("receiver") && <text class="lane-side" x={columns.receiver.x} {...text}>receiver ranks</text>}
+      {several("receiver") && <text class="lane-side" x={columns.receiver.x + 4} {...text}>receiver ranks</text>}
       {several("sender") && <text class="lane-side" x={columns.sender.x + columns.sender.width} {...text} text-anchor="end">sender ranks</text>}
       <text class="lane-side" x={columns.network.x + columns.network.width / 2} {...text} text-anchor="middle">network</text>
     </svg>
@@ -156,8 +163,9 @@ export function Sequence({ model, other, step, room, id, go }: SequenceProps) {
     else if (element.scrollTop < below) element.scrollTop = below;
   }, [here, rows]);
 
-  const first = Math.max(0, rowAt(rows, view.top - 200));
-  const last = Math.min(model.last, rowAt(rows, view.top + view.height + 200));
+  const all = usePrinting() && model.last <= PRINTED_MAX;
+  const first = all ? 0 : Math.max(0, rowAt(rows, view.top - 200));
+  const last = all ? model.last : Math.min(model.last, rowAt(rows, view.top + view.height + 200));
   const present = rows[here]!;
   return (
     <div

@@ -4,11 +4,11 @@ import { useLayoutEffect, useMemo, useRef } from "preact/hooks";
 import { Curve, CURVE_HEIGHT, CurveKey, curveWords } from "./curve.tsx";
 import { blockKey } from "./fold.ts";
 import { groupBy } from "./group.ts";
-import { useView, useWidth } from "./hooks.ts";
+import { usePrinting, useView, useWidth } from "./hooks.ts";
 import { roomClass, type Model } from "./model.ts";
 import { AlarmView, PoolKey, PoolRowView, shownRows, tagWidth } from "./poolview.tsx";
 import { stepsInView, timeScale, type Scale } from "./scale.ts";
-import { SIGNS } from "./sequence.tsx";
+import { PRINTED_MAX, SIGNS } from "./sequence.tsx";
 
 const HEAD = 30;
 /** The width of the rows' names. */
@@ -115,7 +115,7 @@ export function Timeline({ model, count, step, room, go }: TimelineProps) {
   }, [count, width, model]);
   const place = useMemo(() => places(model, room), [model, room]);
   const view = useView(scroller, model);
-  const inView = stepsInView(scale, view.left, view.width - gutter);
+  const inView: [number, number] = usePrinting() && count <= PRINTED_MAX ? [0, count - 1] : stepsInView(scale, view.left, view.width - gutter);
   const here = Math.min(step, model.last);
   const seen: [number, number] = [inView[0], Math.min(inView[1], model.last)];
 
@@ -155,7 +155,7 @@ export function Timeline({ model, count, step, room, go }: TimelineProps) {
             <rect class="ground" width={scale.total} height={place.total} />
             <rect class="now-column" x={scale.left(here)} width={scale.column} height={place.total} />
             {place.rows.map((row, i) => (
-              <PoolRowView key={`${row.rank}/${row.block}`} {...{ row, model, scale }} y={rowY(i)} height={place.height} view={seen} only={room} />
+              <PoolRowView key={`${row.rank}/${row.block}`} {...{ row, model, scale }} y={rowY(i)} height={place.height} view={seen} from={view.left} only={room} />
             ))}
             {place.series.map((item, i) => (
               <Curve

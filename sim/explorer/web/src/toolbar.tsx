@@ -43,13 +43,14 @@ function Marks({ model, count, step }: Pick<ToolbarProps, "model" | "count" | "s
 }
 
 function Jump(props: { kind: string; label: string; keys: string; target: number | null; command: Command; run: (command: Command) => void }) {
-  const [sign] = SIGNS[props.kind] ?? ["•"];
+  const [sign, name] = SIGNS[props.kind] ?? ["•", props.label];
+  const words = props.kind === "no-return" ? `${name}: after it, every continuation fails` : name === props.kind ? props.label : name;
   return (
     <button
       type="button"
       class={`jump ${props.kind}`}
-      disabled={props.target === null}
-      title={`${props.label} (${props.keys})`}
+      aria-disabled={props.target === null ? "true" : undefined}
+      title={`${words} (${props.keys})`}
       aria-label={props.label}
       aria-keyshortcuts={props.keys}
       onClick={() => props.run(props.command)}
@@ -82,7 +83,7 @@ function Jumps({ model, step, room, run }: Pick<ToolbarProps, "model" | "step" |
 
 function Moves({ step, last, run }: { step: number; last: number; run: (command: Command) => void }) {
   const button = (command: Command, sign: string, label: string, keys: string, off: boolean) => (
-    <button type="button" disabled={off} title={`${label} (${keys})`} aria-label={label} onClick={() => run(command)}>
+    <button type="button" aria-disabled={off ? "true" : undefined} title={`${label} (${keys})`} aria-label={label} onClick={() => run(command)}>
       {sign}
     </button>
   );
@@ -128,8 +129,8 @@ function Options(props: ToolbarProps) {
       <button type="button" onClick={() => run("theme")} title={`colours: ${words} (d)`} aria-label={`colours: ${words}`}>
         {sign}
       </button>
-      <button type="button" onClick={() => run("help")} title="keys (?)" aria-label="help: keys">
-        ?
+      <button type="button" onClick={() => run("help")} title="keys, signs, short forms (?)" aria-label="help: keys">
+        ?<span class="wide-only"> help</span>
       </button>
     </div>
   );

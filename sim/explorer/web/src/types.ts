@@ -49,6 +49,7 @@ export interface Block {
   start: number;
   tokens: number;
   holds: string;
+  through: [string, number][];
 }
 
 export interface Touch {
@@ -90,6 +91,7 @@ export interface Step {
   fault: boolean;
   skipped: boolean;
   extra: boolean;
+  seen: string;
   said: Said[];
   arrows: Arrow[];
   blocks: Block[];

@@ -114,8 +114,10 @@ function progressSentences(step: Step, before: Snapshot): Sentence[] {
 
 function blockSentence(block: Block, before: Snapshot): Sentence {
   const was = before.blocks.get(blockKey(block));
-  const from = was && was.state !== block.state ? `${was.state} → ` : "";
-  const room = block.room >= 0 ? block.room : (was?.room ?? -1);
+  const states = [...(was ? [was.state] : []), ...block.through.map(([state]) => state)];
+  const from = states.length > 1 || states[0] !== block.state ? states.map((state) => `${state} → `).join("") : "";
+  const rooms = [block.room, was?.room ?? -1, ...block.through.map(([, owner]) => owner)];
+  const room = rooms.find((owner) => owner >= 0) ?? -1;
   return sentence(`r${block.rank} b${block.block}`, from + blockWords(block), room);
 }
 
@@ -154,6 +156,9 @@ export function sectionsOf(step: Step, before: Snapshot): Section[] {
     .filter((section) => section.sentences.length > 0)
     .map((section) => ({ title: section.title, sentences: merge(section.sentences) }));
 }
+
+/** What a mark says, in parts: what happened; then, of a refusal, what was before it and what could have been. */
+export const partsOf = (text: string): string[] => text.split(/\. (?=Before it: |What could be: )/);
 
 /** Whether what a process did is something to shout about. */
 export const isBad = (text: string): boolean => /\b(WRONG|TRESPASS|ledger refuses)\b/.test(text);

@@ -2,8 +2,22 @@
 
 export type Measure = (text: string) => number;
 
-/** One word that is too wide, in pieces. */
+/** One word that is too wide, in pieces: at its humps, as in `Resume-Requested`, at an underscore, else anywhere. */
 function pieces(word: string, width: number, measure: Measure): string[] {
+  const out: string[] = [];
+  let piece = "";
+  for (const part of word.split(/(?<=[a-z])(?=[A-Z])|(?<=_)/)) {
+    if (piece && measure(`${piece}${part}-`) > width) {
+      out.push(piece.endsWith("_") || measure(`${piece}-`) > width ? piece : `${piece}-`);
+      piece = "";
+    }
+    piece += part;
+  }
+  return [...out, piece].flatMap((part) => (measure(part) > width ? letters(part, width, measure) : [part]));
+}
+
+/** A word in pieces that are as long as may be. */
+function letters(word: string, width: number, measure: Measure): string[] {
   const out: string[] = [];
   let piece = "";
   for (const letter of word) {

@@ -4,7 +4,7 @@ import type { Arrow, Page, Run, Step } from "../src/types.ts";
 
 export function step(number: number, more: Partial<Step> = {}): Step {
   const lists = { said: [], arrows: [], blocks: [], touches: [], progress: [], lifecycles: [] };
-  const flags = { fault: false, skipped: false, extra: false };
+  const flags = { fault: false, skipped: false, extra: false, seen: "" };
   return { number, action: "", text: `step ${number}`, time_s: 0, ...flags, ...lists, ...more };
 }
 

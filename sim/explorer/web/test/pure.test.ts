@@ -16,7 +16,7 @@ import { wrap } from "../src/wrap.ts";
 import { arrow, page, run, step } from "./kit.ts";
 
 const block = (state: string, more: Partial<Block> = {}): Block => ({
-  ...{ rank: 0, block: 0, state, generation: 0, room: 1, seq: 0, start: 0, tokens: 4, holds: "" },
+  ...{ rank: 0, block: 0, state, generation: 0, room: 1, seq: 0, start: 0, tokens: 4, holds: "", through: [] },
   ...more,
 });
 const touch = (what: string, more: Partial<Touch> = {}): Touch => ({
