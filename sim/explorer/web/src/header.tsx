@@ -96,12 +96,14 @@ export interface HeaderProps {
 
 export function Header({ page, model, go }: HeaderProps) {
   const run = model.run;
+  const own = run.origin === "own";
+  const title = own ? `${page.runs[0]!.name}: ${run.name}` : page.title;
   return (
     <header class="head">
       <div class="head-line">
-        <h1>{page.title}</h1>
+        <h1>{title}</h1>
         <Verdict run={run} />
-        {!page.title.startsWith(run.name) && <span class="run-name">{run.name}</span>}
+        {!own && !title.startsWith(run.name) && <span class="run-name">{run.name}</span>}
       </div>
       <Broken page={page} run={run} go={go} />
       {alarmsOf(model).map((alarm, i) => (
