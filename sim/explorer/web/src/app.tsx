@@ -183,7 +183,8 @@ export function App({ world }: { world: World }) {
       event.preventDefault();
       latest.current(command);
     };
-    const address = (): void => setPlace(placeOfAddress(world));
+    // Not what the address is by now: the page may have written its own place there meanwhile.
+    const address = (event: HashChangeEvent): void => setPlace(placeOfAddress(world, new URL(event.newURL).hash));
     document.addEventListener("keydown", key);
     window.addEventListener("hashchange", address);
     return () => {

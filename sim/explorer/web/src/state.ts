@@ -117,7 +117,7 @@ export function settle(world: World, wanted: Partial<Place>): Place {
 }
 
 /** The place that the address says. */
-export const placeOfAddress = (world: World): Place => settle(world, readLink(location.hash));
+export const placeOfAddress = (world: World, hash = location.hash): Place => settle(world, readLink(hash));
 
 /** Writes the place into the address, without a new entry in the history. */
 export function showInAddress(world: World, place: Place): void {
