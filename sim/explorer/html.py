@@ -98,11 +98,15 @@ def _digest(text: str) -> str:
     return "sha256-" + b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
+_VERDICTS = {"holds": "nothing broken"}
+"""What is said of one run, in other words than of a version."""
+
+
 def _summary(page: Page) -> str:
     """What is in the page, for whoever runs no scripts."""
     lines = [f"<h1>{escape(page.title)}</h1>", "<p>This page needs JavaScript to draw the run; it loads nothing.</p>"]
     for run in page.runs:
-        lines.append(f"<h2>{escape(run.name)}: {escape(run.verdict)}, {max(0, len(run.steps) - 1)} steps</h2>")
+        lines.append(f"<h2>{escape(run.name)}: {escape(_VERDICTS.get(run.verdict, run.verdict))}, {max(0, len(run.steps) - 1)} steps</h2>")
         broken = [mark for mark in run.marks if mark.kind == "violation"]
         lines += [f"<p>Step {mark.step} breaks {escape(mark.property)}: {escape(mark.text)}</p>" for mark in broken]
         lines.append(f"<p>Again: <code>{escape(run.command)}</code></p>" if run.command else "")

@@ -246,6 +246,7 @@ export function PoolKey({ model }: { model: Model }) {
           room {room}, #{room}
         </li>
       ))}
+      {model.rooms.length > 6 && <li>further rooms: these colours again, and their numbers</li>}
     </ul>
   );
 }
