@@ -67,11 +67,12 @@ class Refusal(NamedTuple):
 
 
 class _Owner(NamedTuple):
-    """Whose a block is: an epoch, its lane, the grant."""
+    """Whose some blocks are: an epoch, its lane, the grant; and the blocks, in its order."""
 
     key: Key
     lane: ReceiverLane
     seq: int
+    blocks: list[int]
 
 
 class Refused(Exception):
@@ -98,8 +99,8 @@ class Acceptor:
         self._keep_epochs = keep_epochs
         self._over: deque[tuple[str, Key]] = deque()
         self._alike: dict[tuple[int, Epoch], tuple[int, int, int]] = {}
-        self._owners: dict[tuple[int, int], tuple[_Owner, int]] = {}
-        """Receiver rank and block -> what it was granted for last, and at which place there."""
+        self._owners: dict[int, dict[int, _Owner]] = {}
+        """By receiver rank: block -> what it was granted for last."""
         self.forgotten: dict[tuple[str, int], Epoch] = {}
         """By side and receiver rank: the newest epoch of which nothing is remembered any more."""
         messages = MessageRules(self)
@@ -285,17 +286,18 @@ class Acceptor:
         size = self.process.block_tokens
         if not size:
             return
-        owners, owner, over = self._owners, _Owner(key, lane, event.seq), None
-        for place, (block, _) in enumerate(event.blocks):
-            name = key[0], block
-            before, where = owners.get(name, (None, 0))
-            if before is not None and before is not over:
-                if not before.lane.live or self.receivers.get(before.key) is not before.lane:
-                    over = before
-                elif before.lane.holds(before.seq, where * size):
-                    text = f"block {block} is that of room {before.key[1]} seq {before.seq}, not delivered yet"
-                    self.refuse(event, "R5", text, "I3", lane)
-            owners[name] = owner, place
+        owners, over = self._owners.setdefault(key[0], {}), None
+        blocks = [ref[0] for ref in event.blocks]
+        for block in blocks:
+            before = owners.get(block)
+            if before is None or before is over:
+                continue
+            if not before.lane.live or self.receivers.get(before.key) is not before.lane:
+                over = before
+            elif before.lane.holds(before.seq, before.blocks.index(block) * size):
+                text = f"block {block} is that of room {before.key[1]} seq {before.seq}, not delivered yet"
+                self.refuse(event, "R5", text, "I3", lane)
+        owners.update(dict.fromkeys(blocks, _Owner(key, lane, event.seq, blocks)))
 
     def _grant_without_row(self, lane: ReceiverLane, event: Granted) -> None:
         why = self.gaps.own(self.process) if not lane.state else ""
