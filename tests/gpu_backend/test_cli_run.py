@@ -362,5 +362,5 @@ def test_groups_of_commands_are_shared_with_other_packages() -> None:
     cli.register(app)
     (bench,) = [info for info in app.registered_groups if info.name == "bench"]
     assert bench.typer_instance is theirs
-    assert [command.name for command in theirs.registered_commands] == ["core", "transfer"]
+    assert [command.name for command in theirs.registered_commands] == ["core", "transfer", "record"]
     assert build_app().registered_groups
