@@ -76,7 +76,9 @@ export function columnsOf(width: number, lanes: Lane[]): Columns {
   for (const [i, lane] of receivers.entries()) at.set(lane.name, x + i * BETWEEN);
   x += BETWEEN * Math.max(0, receivers.length - 1);
   return {
-    ...{ width, small, stacked, title, lanes: at },
+    ...{ width, small, stacked, lanes: at },
+    // In a line of its own it stays beside the senders' line, unless that is too near.
+    title: stacked && !small ? { x: GUTTER, width: Math.max(130, left + sender - GUTTER + 4) } : title,
     sender: { x: left, width: sender - gap },
     receiver: { x: x + gap, width: receiver - gap },
     network: { x: networkX, width: network },
