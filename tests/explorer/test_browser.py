@@ -170,7 +170,7 @@ def test_two_runs_side_by_side(browser: Any, files: dict[str, Path]) -> None:
         left, right = view.row(10).bounding_box(), view.row(10, "b").bounding_box()
         assert abs(left["y"] - right["y"]) < 2 and left["x"] + left["width"] < right["x"] + 2
         view.press("End")
-        assert "only in this run" in view.row(view.step, "b").inner_text()
+        assert "only in this run" in words(view.row(view.step, "b").inner_text())
         assert "This run has ended" in view.page.locator("#a-pane").inner_text()
         view.press("c")
         assert view.page.locator(".compared").count() == 0
