@@ -106,7 +106,8 @@ def _summary(page: Page) -> str:
     """What is in the page, for whoever runs no scripts."""
     lines = [f"<h1>{escape(page.title)}</h1>", "<p>This page needs JavaScript to draw the run; it loads nothing.</p>"]
     for run in page.runs:
-        lines.append(f"<h2>{escape(run.name)}: {escape(_VERDICTS.get(run.verdict, run.verdict))}, {max(0, len(run.steps) - 1)} steps</h2>")
+        verdict = escape(_VERDICTS.get(run.verdict, run.verdict))
+        lines.append(f"<h2>{escape(run.name)}: {verdict}, {max(0, len(run.steps) - 1)} steps</h2>")
         broken = [mark for mark in run.marks if mark.kind == "violation"]
         lines += [f"<p>Step {mark.step} breaks {escape(mark.property)}: {escape(mark.text)}</p>" for mark in broken]
         lines.append(f"<p>Again: <code>{escape(run.command)}</code></p>" if run.command else "")

@@ -23,12 +23,14 @@ CONFORMS_TEXT = "every event is one that the lifecycles and the messages before 
 
 class Placed(NamedTuple):
     """An event, when it was (seconds since the earliest header, never less than those of the event before), and where
-    it stands: which of the traces, and which line of it."""
+    it stands: which of the traces, and which line of it. ``anew``: it is the first of a process that has taken the
+    place of another."""
 
     at_s: float
     event: AnyEvent
     trace: int
     line: int
+    anew: bool
 
 
 class Merged(NamedTuple):
@@ -70,6 +72,8 @@ class _Reader:
         self.inferred: list[tuple[int, str]] = []
         self._told = [0] * len(sources)
         self._known: dict[tuple[str, str], int] = {}
+        self._present: dict[tuple[str, int], int] = {}
+        """Which trace is that of the process which is there, by side and rank."""
 
     def _begin(self, process: object) -> None:
         if self.acceptor is not None:
@@ -97,7 +101,11 @@ class _Reader:
 
     def _place(self, number: int, at_s: float, event: AnyEvent, line: int) -> None:
         at_s += self.merge.streams[number].offset
-        self.events.append(Placed(max(at_s, self.events[-1].at_s if self.events else 0.0), event, number, line))
+        header = self.sources[number].header
+        lane = header.side, header.rank
+        anew = bool(header.side) and self._present.get(lane, number) != number
+        self._present[lane] = number
+        self.events.append(Placed(max(at_s, self.events[-1].at_s if self.events else 0.0), event, number, line, anew))
 
     def _look(self, event: AnyEvent) -> None:
         """What the checkers say of an event, and what had to be concluded for it."""

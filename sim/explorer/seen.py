@@ -110,8 +110,9 @@ def _number_at(config: dict[str, object], section: str, name: str) -> int:
 class _Teller:
     """Turns events into steps."""
 
-    def __init__(self, parties: _Parties) -> None:
+    def __init__(self, parties: _Parties, headers: Sequence[TraceHeader]) -> None:
         self.parties = parties
+        self.headers = headers
         self.folded = Folded(lambda rank: parties.sender_of.get(rank, 0))
         self.blocks: dict[tuple[int, int], Block] = {}
         self._grants: dict[tuple[int, int, Epoch, int], Granted] = {}
@@ -126,7 +127,7 @@ class _Teller:
     def step(self, number: int, placed: Placed, seen: str) -> Step:
         """One event as a step; ``seen``: the file and line that tells it."""
         event = placed.event
-        self._begin(event)
+        self._begin(placed)
         self.folded.take(event)
         text = self._words(event)
         return self.tell(number, str(event.__struct_config__.tag), text, placed.at_s, seen)
@@ -134,7 +135,7 @@ class _Teller:
     def pass_by(self, events: Sequence[Placed], rooms: Collection[int], text: str) -> Step:
         """Step 0: what was so before the first event that is shown, after all of ``events``, of some rooms."""
         for placed in events:
-            self._begin(placed.event)
+            self._begin(placed)
             self.folded.take(placed.event)
             self._words(placed.event)
         self._said, self._arrows, self._touches = [], [], []
@@ -153,8 +154,13 @@ class _Teller:
         self._said, self._arrows, self._touches, self._changed = [], [], [], {}
         return step
 
-    def _begin(self, event: AnyEvent) -> None:
-        """An attempt is first heard of."""
+    def _begin(self, placed: Placed) -> None:
+        """A process or an attempt is first heard of. What a new receiver has is new memory, and all of it is free."""
+        event, header = placed.event, self.headers[placed.trace]
+        if placed.anew and header.side == "receiver":
+            for block in list(self.blocks.values()):
+                if block.rank == header.rank:
+                    self._put(Block(block.rank, block.block, BlockState.FREE.value, 0))
         message = event.message if isinstance(event, (Sent, Received)) else event
         rank, room = getattr(message, "receiver_rank", -1), getattr(message, "room", None)
         epoch = getattr(message, "epoch", None)
@@ -319,13 +325,18 @@ def run_of_seen(paths: Sequence[Path], *, command: str = "", facts: Facts = ()) 
         raise LocalError(f"{', '.join(map(str, paths))}: no event was seen; there is nothing to show")
     start, end = _window(len(seen.events), seen.broken[0][0] if seen.broken else None)
     parties = _Parties(seen.headers, seen.events)
-    teller = _Teller(parties)
+    teller = _Teller(parties, seen.headers)
     first = "what was seen begins" if not start else f"{start:,} events before this are not shown"
     rooms = _rooms_of(seen.events[start:end])
     steps = [teller.pass_by(seen.events[:start], rooms, first)]
-    marks = _new_processes(seen, start, end)
+    marks: list[Mark] = []
     for number, placed in enumerate(seen.events[start:end], start=1):
         steps.append(teller.step(number, placed, f"{seen.names[placed.trace]}:{placed.line}"))
+        if placed.anew:
+            header = seen.headers[placed.trace]
+            name = f"{header.side} {header.rank}"
+            text = f"from here on {name} is a new process ({seen.names[placed.trace]}); the one before is gone"
+            marks.append(Mark("fault", number, text))
         marks += resume_marks(number, [placed.event])
         restarted = isinstance(placed.event, Restarted)
         if restarted or (isinstance(placed.event, Note) and placed.event.kind == "fault"):
@@ -341,21 +352,6 @@ def run_of_seen(paths: Sequence[Path], *, command: str = "", facts: Facts = ()) 
         "workers", WORKER, "violated" if seen.broken else "holds", command,
         (*_facts(seen, start, end), *facts), parties.lanes(), parties.pools(), requests, tuple(steps), tuple(marks),
     )  # fmt: skip
-
-
-def _new_processes(seen: Merged, start: int, end: int) -> list[Mark]:
-    """A mark where another process takes the place of one that was killed, or stopped."""
-    marks, present = [], dict[tuple[str, int], int]()
-    for number, placed in enumerate(seen.events[:end], start=1):
-        header = seen.headers[placed.trace]
-        lane = header.side, header.rank
-        before = present.setdefault(lane, placed.trace)
-        present[lane] = placed.trace
-        if before != placed.trace and header.side and number > start:
-            name = f"{header.side} {header.rank}"
-            text = f"from here on {name} is a new process ({seen.names[placed.trace]}); the one before is gone"
-            marks.append(Mark("fault", number - start, text))
-    return marks
 
 
 def _rooms_of(events: Sequence[Placed]) -> dict[int, None]:

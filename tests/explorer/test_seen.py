@@ -182,7 +182,11 @@ def test_each_step_says_which_line_of_which_trace_tells_it(write: Write) -> None
 
 
 def test_a_process_that_takes_anothers_place_is_marked(write: Write, tmp_path: Path) -> None:
-    paths = write(told(), "receiver")
+    """And the blocks of the one before are not its blocks: it has new memory."""
+    events = told()
+    number = next(i for i, (_, event) in enumerate(events["receiver"]) if isinstance(event, Granted))
+    events["receiver"] = events["receiver"][: number + 1]
+    paths = write(events, "receiver")
     again = tmp_path / "receiver-0-1.jsonl"
     header = TraceHeader(TRACE_VERSION, WORKER, {}, side="receiver", rank=0, boot_id=2, started_unix_s=200.0)
     write_trace(Trace(header, (), TraceEnding(), (Seen(0.0, Note("remark", "back")),)), again)
@@ -190,6 +194,10 @@ def test_a_process_that_takes_anothers_place_is_marked(write: Write, tmp_path: P
     (mark,) = marks_of(run, "fault")
     assert mark.step == len(run.steps) - 1 and run.steps[mark.step].text == "remark: back"
     assert "receiver 0 is a new process" in mark.text and "receiver-0-1.jsonl" in mark.text
+    before = {block.block: block.state for step in run.steps[:-1] for block in step.blocks}
+    assert "Granted" in before.values()
+    blocks = {block.block: block for step in run.steps for block in step.blocks}.values()
+    assert {(block.state, block.room, block.generation) for block in blocks} == {("Free", -1, 0)}
 
 
 def test_what_no_trace_holds_is_told_as_inferred(write: Write) -> None:

@@ -1,6 +1,7 @@
 /** The head of the page: what run this is, how it ended, and how to make it again. */
 
 import { CopyButton } from "./copy.tsx";
+import { markedSteps } from "./fold.ts";
 import { alarmsOf, type Model } from "./model.ts";
 import type { Page, Run } from "./types.ts";
 import { partsOf } from "./words.ts";
@@ -97,6 +98,7 @@ export interface HeaderProps {
 export function Header({ page, model, go }: HeaderProps) {
   const run = model.run;
   const own = run.origin === "own";
+  const concluded = markedSteps(run, "inferred");
   const title = own ? `${page.runs[0]!.name}: ${run.name}` : page.title;
   return (
     <header class="head">
@@ -126,6 +128,16 @@ export function Header({ page, model, go }: HeaderProps) {
             : {mark.text}
           </p>
         ))}
+      {concluded.length > 0 && (
+        <p class="cycle-line">
+          <b aria-hidden="true">≈</b> {concluded.length === 1 ? "1 step rests" : `${concluded.length} steps rest`} on what no trace shows and must
+          have happened; the first is{" "}
+          <button type="button" class="link" onClick={() => go(concluded[0]!)}>
+            step {concluded[0]}
+          </button>
+          .
+        </p>
+      )}
       <div class="head-line small">
         <Reproduce run={run} />
         <Facts run={run} />
