@@ -149,6 +149,11 @@ class Folded:
         if known is None or known.state in TERMINAL:
             self._tell(Lifecycle(lane, rank, room, initial))
 
+    def renew(self, lane: str, rank: int, room: int, initial: str) -> None:
+        """A lifecycle begins anew, if it is known at all, wherever the one before stood."""
+        if (lane, rank, room) in self.lifecycles:
+            self._tell(Lifecycle(lane, rank, room, initial))
+
     def _tell(self, lifecycle: Lifecycle) -> None:
         self.lifecycles[lifecycle.lane, lifecycle.rank, lifecycle.room] = lifecycle
         self._moves.append(lifecycle)

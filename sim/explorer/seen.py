@@ -27,6 +27,7 @@ from fsm.events import (
     StateChanged,
     Wrote,
 )
+from fsm.lifecycle import RECEIVER_TABLE
 from fsm.messages import Epoch, Offer, Register, Status, describe
 from fsm.states import BlockState, State
 from fsm.trace import WORKER, TraceHeader
@@ -169,6 +170,7 @@ class _Teller:
         known = self.folded.progress.get((rank, room))
         if known is None or _later(epoch, known.epoch):
             self.folded.begin(rank, room, epoch)
+            self.folded.renew(f"receiver {rank}", rank, room, str(RECEIVER_TABLE.initial))
 
     # --- what events say ------------------------------------------------------------------------------
 

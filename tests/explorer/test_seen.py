@@ -25,6 +25,7 @@ from fsm.events import (
     StateChanged,
     Wrote,
 )
+from fsm.messages import Epoch
 from fsm.trace import TRACE_VERSION, WORKER, Seen, Trace, TraceEnding, TraceHeader
 from sim import actions, zoo
 from sim.choices import Replayed, Seeded
@@ -187,14 +188,18 @@ def test_a_process_that_takes_anothers_place_is_marked(write: Write, tmp_path: P
     number = next(i for i, (_, event) in enumerate(events["receiver"]) if isinstance(event, Granted))
     events["receiver"] = events["receiver"][: number + 1]
     paths = write(events, "receiver")
+    register = next(event for _, event in events["receiver"] if isinstance(event, Sent))
+    anew = msgspec.structs.replace(register, message=msgspec.structs.replace(register.message, epoch=Epoch(2, 1)))
     again = tmp_path / "receiver-0-1.jsonl"
     header = TraceHeader(TRACE_VERSION, WORKER, {}, side="receiver", rank=0, boot_id=2, started_unix_s=200.0)
-    write_trace(Trace(header, (), TraceEnding(), (Seen(0.0, Note("remark", "back")),)), again)
+    write_trace(Trace(header, (), TraceEnding(), (Seen(0.0, Note("remark", "back")), Seen(0.1, anew))), again)
     run = run_of_seen([again, *paths])
     (mark,) = marks_of(run, "fault")
-    assert mark.step == len(run.steps) - 1 and run.steps[mark.step].text == "remark: back"
+    assert mark.step == len(run.steps) - 2 and run.steps[mark.step].text == "remark: back"
     assert "receiver 0 is a new process" in mark.text and "receiver-0-1.jsonl" in mark.text
-    before = {block.block: block.state for step in run.steps[:-1] for block in step.blocks}
+    states = [move.state for step in run.steps for move in step.lifecycles if move.room == register.message.room]
+    assert states[-1] == "Bootstrapping" != states[-2], "what the one before had come to is over"
+    before = {block.block: block.state for step in run.steps[:-2] for block in step.blocks}
     assert "Granted" in before.values()
     blocks = {block.block: block for step in run.steps for block in step.blocks}.values()
     assert {(block.state, block.room, block.generation) for block in blocks} == {("Free", -1, 0)}
