@@ -209,7 +209,7 @@ class _Run:
     def _fairly(self) -> None:
         """The second phase, to the end."""
         world, pick = self.world, self.choices.pick
-        if world.network.cut and self._do(("heal",)):
+        if world.network.cut and self._heal():
             return
         ticks_end = world.ticks + self.scenario.schedule.ticks_max
         enabled, do = actions.enabled, self._do
@@ -224,6 +224,13 @@ class _Run:
         world.monitors.violations.append(
             Violation("L1", f"{ticks_max} receiver ticks after the last fault requests have not ended")
         )
+
+    def _heal(self) -> bool:
+        """The network is whole again. A collective that keeps everything else waiting is ended first."""
+        while ("heal",) not in (course := actions.enabled(self.world)):
+            if self._do(course[self.choices.pick(len(course), "action")]):
+                return True
+        return self._do(("heal",))
 
     def _end(self) -> bool:
         violation = judge_end(self.world)

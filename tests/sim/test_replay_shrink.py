@@ -61,6 +61,21 @@ def test_a_recorded_run_fits_and_ends_as_it_ended(seed: int, machine: str) -> No
     assert replayed.requests == run_once(HOSTILE, Seeded(seed), report=True).requests
 
 
+@pytest.mark.parametrize("seed", [3, 13, 16])
+def test_a_network_heals_where_it_may_even_if_a_collective_is_under_way(seed: int) -> None:
+    """A collective may keep everything else waiting when the faults end; a trace that healed in it could not be replayed."""
+    skewed = Scenario(
+        pool=Pool(blocks=2),
+        ranks=RankCounts(receivers=2),
+        requests=(Request(tokens=8, count=2),),
+        schedule=Schedule(rank_skew_ticks=1),
+        faults=Faults(rate=0.3, partition_max=1),
+    )
+    trace = recorded(seed, skewed)
+    assert ("heal",) in [step.action for step in trace.steps]
+    assert replay(trace).digest == trace.ending.digest
+
+
 def test_a_trace_survives_the_way_through_a_file() -> None:
     trace = recorded(3)
     assert replay(parse_trace(dump_trace(trace).split("\n"))).digest == trace.ending.digest
