@@ -62,7 +62,7 @@ def _group_root() -> None:
 def diagram_command(
     table: Annotated[
         str,
-        typer.Argument(metavar="TABLE", help=f"Which lifecycle: {', '.join(TABLES)}, or FILE.py:NAME, a Table of your own."),
+        typer.Argument(metavar="TABLE", help=f"Which lifecycle: {', '.join(TABLES)}, or FILE.py:NAME, your own."),
     ] = TableName.receiver.value,
     format: Annotated[
         DiagramFormat, typer.Option("--format", help="A picture, or aligned rows.")

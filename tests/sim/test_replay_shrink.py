@@ -63,7 +63,7 @@ def test_a_recorded_run_fits_and_ends_as_it_ended(seed: int, machine: str) -> No
 
 @pytest.mark.parametrize("seed", [3, 13, 16])
 def test_a_network_heals_where_it_may_even_if_a_collective_is_under_way(seed: int) -> None:
-    """A collective may keep everything else waiting when the faults end; a trace that healed in it could not be replayed."""
+    """A collective may keep all else waiting when the faults end; a trace that healed in it could not be replayed."""
     skewed = Scenario(
         pool=Pool(blocks=2),
         ranks=RankCounts(receivers=2),
