@@ -11,7 +11,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from fsm.conform_words import RULES
+from fsm.conform.words import RULES
 from fsm.errors import LocalError
 from fsm.invariants import PROPERTIES
 from sim import render

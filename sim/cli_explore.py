@@ -39,8 +39,8 @@ from sim.engines.result import Result
 from sim.explorer.build import nodes_wanted, ordinary_run, page_of_seen, page_of_trace
 from sim.explorer.html import html_of, parts
 from sim.explorer.page import Page, Run
+from sim.explorer.perfetto import write_perfetto
 from sim.explorer.runs import version_name
-from sim.perfetto import write_perfetto
 from sim.progress import bar, search_progress
 from sim.trace_file import read_trace
 

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from fsm.conform import HOLE
-from fsm.conform_gaps import Process
+from fsm.conform.acceptor import HOLE
+from fsm.conform.gaps import Process
 from fsm.errors import LocalError
 from fsm.events import Note, Received, Sent
 from fsm.ring import is_ring, read_ring

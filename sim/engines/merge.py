@@ -5,7 +5,7 @@ received after it was sent for the first time, a grant is executed after it was 
 began. Times of different machines only break ties. A process that waits for a cause is set aside until the cause comes;
 so each event is looked at once, and what is held is one event for each trace, and what may still be received.
 
-Where all that is left waits, something is missing or out of order. If :class:`~fsm.conform_gaps.Gaps` has a reason why
+Where all that is left waits, something is missing or out of order. If :class:`~fsm.conform.gaps.Gaps` has a reason why
 a cause may be missing, it is inferred. If not, the trace is refused, by :class:`Uncaused`: the cause is nowhere, or
 comes after its own effect.
 """
@@ -16,9 +16,9 @@ import heapq
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
-from fsm.conform_gaps import Gaps, Process
-from fsm.conform_messages import BY_CODEC
-from fsm.conform_words import event_words
+from fsm.conform.gaps import Gaps, Process
+from fsm.conform.messages import BY_CODEC
+from fsm.conform.words import event_words
 from fsm.events import Executed, Granted, Received, Sent, StateChanged, Wrote
 from fsm.messages import Epoch, Grant, Heartbeat, Nack, RegisterAck, kind_of
 from sim.engines.conform_read import Source

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from fsm.conform import Acceptor, Refusal, Refused
+from fsm.conform.acceptor import Acceptor
+from fsm.conform.refusal import Refusal, Refused
 from fsm.errors import LocalError
 from fsm.events import AnyEvent
 from fsm.invariants import Monitors, Violation

@@ -21,7 +21,7 @@ from sim.engines.check import check
 from sim.engines.simulate import run_once
 from sim.explorer.build import page_of_seen, page_of_trace
 from sim.explorer.page import PAGE_VERSION, Arrow, Lane, Lifecycle, Mark, Page, Pool, Request, Run, Step
-from sim.perfetto import GROUP, THREADS, write_perfetto
+from sim.explorer.perfetto import GROUP, THREADS, write_perfetto
 from sim.scenario import Faults, Scenario
 from tests.explorer import test_seen
 

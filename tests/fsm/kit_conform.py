@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from fsm.conform import Acceptor, Refusal, Refused
-from fsm.conform_gaps import Process
+from fsm.conform.acceptor import Acceptor
+from fsm.conform.gaps import Process
+from fsm.conform.refusal import Refusal, Refused
 from fsm.events import (
     AnyEvent,
     Delivered,

@@ -8,9 +8,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from fsm.conform import Acceptor, Refused
-from fsm.conform_gaps import Process
-from fsm.conform_words import could_have
+from fsm.conform.acceptor import Acceptor
+from fsm.conform.gaps import Process
+from fsm.conform.refusal import Refused
+from fsm.conform.words import could_have
 from fsm.events import Decided, LedgerRefused, Note, Overtaken, Received, Restarted, Sent
 from fsm.messages import Epoch, Heartbeat, NackCode
 from tests.fsm.kit_conform import (
@@ -443,7 +444,7 @@ def test_a_request_that_lives_long_is_not_forgotten() -> None:
 
 
 def test_strangers_are_remembered_up_to_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fsm.conform_messages.HEARD_MAX", 2)
+    monkeypatch.setattr("fsm.conform.messages.HEARD_MAX", 2)
     strangers = [Received(S, abort(epoch=Epoch(3, counter))) for counter in (1, 2, 3)]
     number, _ = refusal(
         [*strangers, Sent(S, abort_ack(-1, epoch=Epoch(3, 2))), Sent(S, abort_ack(-1, epoch=Epoch(3, 1)))]

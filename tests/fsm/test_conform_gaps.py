@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from fsm.conform import HOLE, Acceptor
-from fsm.conform_gaps import Gaps, Process
-from fsm.conform_lanes import ReceiverLane, SenderLane, rows_to, target_of
-from fsm.conform_words import RULES, could_have, event_words, lane_text
+from fsm.conform.acceptor import HOLE, Acceptor
+from fsm.conform.gaps import Gaps, Process
+from fsm.conform.lanes import ReceiverLane, SenderLane, rows_to, target_of
+from fsm.conform.words import RULES, could_have, event_words, lane_text
 from fsm.events import Executed, Note, Received, Sent
 from fsm.lifecycle import ReceiverFacts
 from fsm.messages import Epoch

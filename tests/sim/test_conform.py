@@ -11,8 +11,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fsm.conform import Acceptor, Refused
-from fsm.conform_gaps import Gaps, Process
+from fsm.conform.acceptor import Acceptor
+from fsm.conform.gaps import Gaps, Process
+from fsm.conform.refusal import Refused
 from fsm.errors import LocalError
 from fsm.events import Executed, Granted, Note, Progressed, Received, Sent, StateChanged, Wrote
 from fsm.messages import Grant, Status

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from fsm.conform_lanes import TABLES, Lane, ReceiverLane, SenderLane, target_of
+from fsm.conform.lanes import TABLES, Lane, ReceiverLane, SenderLane, target_of
 from fsm.events import Received, Sent, StateChanged
 from fsm.kernel import UNKNOWN
 from fsm.messages import describe

@@ -1,12 +1,12 @@
 """An acceptor: reads events in one causal order, and refuses the first that the protocol cannot do.
 
-It holds, for each epoch that lives, where the lifecycle of each side stands (:mod:`fsm.conform_lanes`). An event is
+It holds, for each epoch that lives, where the lifecycle of each side stands (:mod:`fsm.conform.lanes`). An event is
 accepted if the lifecycle table has a row for it, under guards that the kernel computes, and if what the protocol asks
 for beside the tables has happened: a grant is sent once its row was taken, a write begins once its grant came, a
 watermark is what a STATUS said, an answer follows what it answers. What comes in may come at any time and any number
 of times; it only makes more possible (R3, R8). All checkers of :mod:`fsm.invariants` see the same events.
 
-Where a precondition was not seen, it is inferred if :mod:`fsm.conform_gaps` has a reason why it may be missing, and
+Where a precondition was not seen, it is inferred if :mod:`fsm.conform.gaps` has a reason why it may be missing, and
 counted; else that is the refusal. What an epoch needs is kept while it lives, and for the last ``KEEP_EPOCHS`` that
 have ended; so a trace of any length takes bounded memory.
 """
@@ -18,10 +18,11 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple, NoReturn
 
 from fsm import kernel
-from fsm.conform_gaps import Gaps, Process
-from fsm.conform_lanes import TABLES, Lane, ReceiverLane, SenderLane, rows_to, target_of
-from fsm.conform_messages import HEARD, MessageRules
-from fsm.conform_words import could_have, lane_text, why_refused
+from fsm.conform.gaps import Gaps, Process
+from fsm.conform.lanes import TABLES, Lane, ReceiverLane, SenderLane, rows_to, target_of
+from fsm.conform.messages import HEARD, MessageRules
+from fsm.conform.refusal import Refusal, Refused
+from fsm.conform.words import could_have, lane_text, why_refused
 from fsm.events import (
     Delivered,
     Executed,
@@ -54,18 +55,6 @@ Key = tuple[int, int, Epoch]
 """(receiver rank, room, epoch)"""
 
 
-class Refusal(NamedTuple):
-    """Why an event cannot be. ``rule`` as in ``docs/protocol.md``, or ``table``, or a property's name; ``state`` where
-    the model was, ``could`` what it could have done there, each in words; ``property`` what the rule guards ("" where
-    it is none of them)."""
-
-    rule: str
-    text: str
-    state: str
-    could: tuple[str, ...]
-    property: str = ""
-
-
 class _Owner(NamedTuple):
     """Whose some blocks are: an epoch, its lane, the grant; and the blocks, in its order."""
 
@@ -73,14 +62,6 @@ class _Owner(NamedTuple):
     lane: ReceiverLane
     seq: int
     blocks: list[int]
-
-
-class Refused(Exception):
-    """Raised by :meth:`Acceptor.take` for the first event that the protocol cannot do."""
-
-    def __init__(self, refusal: Refusal) -> None:
-        super().__init__(refusal.text)
-        self.refusal = refusal
 
 
 class Acceptor:

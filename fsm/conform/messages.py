@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from fsm import kernel
-from fsm.conform_lanes import Lane, ReceiverLane, SenderLane
+from fsm.conform.lanes import Lane, ReceiverLane, SenderLane
 from fsm.events import Received, Sent
 from fsm.kernel import UNKNOWN
 from fsm.messages import (
@@ -31,7 +31,7 @@ from fsm.messages import (
 from fsm.states import State
 
 if TYPE_CHECKING:
-    from fsm.conform import Acceptor, Key
+    from fsm.conform.acceptor import Acceptor, Key
 
 HEARD_MAX: Final = 8192
 """So many messages for no epoch that is known are remembered, since an answer to them may be sent."""
@@ -47,7 +47,7 @@ BY_CODEC: Final = (NackCode.INTERNAL, NackCode.INCOMPATIBLE)
 
 
 class MessageRules:
-    """The part of an :class:`~fsm.conform.Acceptor` that reads ``Sent`` and ``Received``."""
+    """The part of an :class:`~fsm.conform.acceptor.Acceptor` that reads ``Sent`` and ``Received``."""
 
     def __init__(self, acceptor: Acceptor) -> None:
         self.acceptor = acceptor
@@ -79,7 +79,7 @@ class MessageRules:
         }
 
     def sent(self, event: Sent) -> None:
-        """A message was sent. Raises :class:`fsm.conform.Refused`."""
+        """A message was sent. Raises :class:`fsm.conform.refusal.Refused`."""
         message = event.message
         kind = type(message)
         if kind is Heartbeat:
