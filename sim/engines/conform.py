@@ -1,8 +1,8 @@
 """Whether traces of real workers are runs of the protocol: merged by causality, and read by the acceptor.
 
-The traces of several processes are merged into one order (:mod:`sim.engines.merge`), and each event is shown to
-:class:`fsm.conform.acceptor.Acceptor`, which refuses the first that the protocol cannot do. Nothing is searched, so this
-takes time in proportion to the number of events, and memory in proportion to the requests in flight.
+The traces of several processes are merged into one order (:mod:`sim.engines.merge`), and each event is shown to the
+acceptor (:class:`fsm.conform.acceptor.Acceptor`), which refuses the first that the protocol cannot do. Nothing is
+searched, so this takes time in proportion to the number of events, and memory in proportion to the requests in flight.
 
 ``conforms`` says that these events, in this order, are a run of the protocol: one run, as it was seen, with what had
 to be inferred. That is a sample, and no proof of the program that made it.
