@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,8 @@ from typing import Any
 import pytest
 
 from fsm.errors import LocalError
-from fsm.events import Executed, Finished
+from fsm.events import Executed, Finished, Granted, Received
+from fsm.messages import Status
 from fsm.states import State
 from fsm.trace import Trace
 from gpu_backend.cli_run import kill_facts, run_json
@@ -74,6 +76,26 @@ def test_either_side_is_killed_and_everything_arrives(tmp_path: Path) -> None:
         assert [life.header.scenario["run"]["boot"] for life in (first, second)] == [0, 1]
     answer = conform(sorted(tmp_path.iterdir()))
     assert (answer.verdict, answer.inferred_total) == ("conforms", 0)
+    check_spoilt(tmp_path, tmp_path / "receiver-0-1.jsonl")
+
+
+def check_spoilt(directory: Path, receiver: Path) -> None:
+    """The traces with one STATUS doubled are a run of the protocol as well; with one resume more they are none."""
+    lines = receiver.read_text().splitlines(keepends=True)
+    seen = [read.event for read in read_trace(receiver).seen]
+    status = next(at for at, event in enumerate(seen, 1) if type(event) is Received and type(event.message) is Status)
+    receiver.write_text("".join([*lines[: status + 1], lines[status], *lines[status + 1 :]]))
+    answer = conform(sorted(directory.iterdir()))
+    assert (answer.verdict, answer.inferred_total) == ("conforms", 0)
+
+    resume = next(at for at, event in enumerate(seen, 1) if type(event) is Granted and event.seq > 0)
+    again = json.loads(lines[resume])
+    again["event"]["seq"] += 1
+    receiver.write_text("".join([*lines[: resume + 1], json.dumps(again) + "\n", *lines[resume + 1 :]]))
+    answer = conform(sorted(directory.iterdir()))
+    assert answer.verdict == "refused" and answer.refused is not None
+    assert (answer.refused.file, answer.refused.line) == (str(receiver), resume + 2), "at that very event"
+    assert answer.refused.refusal.property == "I6"
 
 
 def test_a_sender_that_dies_on_a_one_sided_transport(tmp_path: Path) -> None:
