@@ -123,7 +123,7 @@ class _Reader:
 
     def _refuse(self, event: AnyEvent, refusal: Refusal) -> None:
         """The first event that the protocol cannot do; what comes after it is not judged by the acceptor."""
-        text = refusal.text
+        text = f"{refusal.text} (against {refusal.rule})"
         text += f". Before it: {refusal.state}" if refusal.state else ""
         text += f". What could be: {'; '.join(refusal.could)}" if refusal.could else ""
         self.refused = len(self.events)
