@@ -13,6 +13,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from time import monotonic
 from typing import Annotated, Any, NamedTuple, NoReturn, ParamSpec, TextIO, TypeVar, cast
 
@@ -65,6 +66,13 @@ def reports_errors(command: Callable[P, R]) -> Callable[P, R]:
             raise typer.Exit(EXIT_INTERRUPTED) from None
 
     return run
+
+
+def need_torch() -> None:
+    """Raises ModuleNotFoundError, which becomes one message, before processes are started that would fail by it."""
+    for name in ("torch", "zmq"):
+        if find_spec(name) is None:
+            raise ModuleNotFoundError(f"No module named '{name}'", name=name)
 
 
 def _is_extra(name: str | None) -> bool:

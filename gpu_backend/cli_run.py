@@ -15,6 +15,7 @@ from gpu_backend.cli_common import (
     JsonOption,
     SeedOption,
     drawn_seed,
+    need_torch,
     output,
     plural,
     print_command,
@@ -100,6 +101,7 @@ def run_command(
     from gpu_backend.workload import model_named
     from gpu_backend.workload import workload as make_workload
 
+    need_torch()
     seed = drawn_seed() if seed is None else seed
     chosen = model_named(model)
     plan = Plan(

@@ -364,3 +364,8 @@ def test_groups_of_commands_are_shared_with_other_packages() -> None:
     assert bench.typer_instance is theirs
     assert [command.name for command in theirs.registered_commands] == ["core", "transfer", "record"]
     assert build_app().registered_groups
+
+
+def test_without_torch_it_is_one_message_and_no_process_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gpu_backend.cli_common.find_spec", lambda name: None)
+    refused(resumark("run", *SMALL, *THREE), "torch is not installed; pip install")
