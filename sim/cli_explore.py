@@ -31,6 +31,7 @@ from sim.cli_common import (
     print_json,
     reports_errors,
 )
+from sim.cli_conform import files_of
 from sim.cli_trace import point_of
 from sim.engines.check import check
 from sim.engines.guided import version_named
@@ -90,7 +91,7 @@ def explore_command(
         list[str] | None,
         typer.Argument(
             metavar="SCENARIO|TRACE", show_default=False,
-            help="A scenario as for check, a trace file, or several traces of real workers of one run.",
+            help="A scenario as for check, a trace, or the traces (or their directory) of the real workers of one run.",
         ),
     ] = None,
     detector: DetectorOption = None,
@@ -155,7 +156,7 @@ def explore_command(
     if form is FormatName.perfetto and graph_states:
         raise LocalError("--graph-states: only a page lets other choices be taken; leave it out")
     write = writer(form)
-    named = list(what or [])
+    named = _in_directories(what or [])
     search = {"--detector": detector, "--hazard": hazard, "--allocator": allocator, "--only": only,
               "--states-max": states_max, "--time-max": time_max}  # fmt: skip
     traces = [name for name in named if is_trace(name)]
@@ -187,6 +188,11 @@ def is_trace(name: str) -> bool:
     """Whether a file is meant that is no scenario."""
     path = Path(name)
     return path.suffix != ".toml" and path.is_file()
+
+
+def _in_directories(what: Sequence[str]) -> list[str]:
+    """What was named, and for a directory the traces in it, as ``conform`` takes them."""
+    return [found for name in what for found in (map(str, files_of([Path(name)])) if Path(name).is_dir() else [name])]
 
 
 def writer(form: FormatName) -> Callable[[Page], bytes]:
@@ -356,7 +362,7 @@ def _marks_text(run: Run) -> str:
              "cycle": "cycle", "inferred": "inferred"}  # fmt: skip
     parts = []
     for kind, name in names.items():
-        steps = list(dict.fromkeys(str(mark.step) for mark in run.marks if mark.kind == kind))
+        steps = list(dict.fromkeys(str(mark.step or "the start") for mark in run.marks if mark.kind == kind))
         if steps:
             more = f" and {len(steps) - 6} more" if len(steps) > 6 else ""
             parts.append(f"{name} at {', '.join(steps[:6])}{more}")

@@ -100,6 +100,17 @@ def test_a_trace_is_shown_as_it_is(here: Path) -> None:
     assert done.data["command"] == "resumark explore lost.jsonl --versus none --title 'lost <again>'"
 
 
+def test_of_a_directory_its_traces_are_shown(here: Path) -> None:
+    """As ``conform`` takes one: of real workers there is a file for each process."""
+    (here / "traces").mkdir()
+    trace_in(here / "traces")
+    assert resumark("explore", "traces").code == resumark("explore", "traces/lost.jsonl").code == 3
+
+
+def test_a_point_of_no_return_before_the_first_step_is_not_called_step_0(here: Path) -> None:
+    assert "point of no return at the start" in resumark("explore").out
+
+
 def test_a_file_for_the_viewer(here: Path) -> None:
     """The same run, and no graph: nobody could take a choice there."""
     done = resumark("explore", *FLAG, "--format", "perfetto", "--json")
@@ -135,6 +146,7 @@ def test_a_large_world_has_no_graph_unless_it_is_asked_for(here: Path) -> None:
         (("lost.jsonl", "watermark"), "watermark: no trace file, and lost.jsonl is one"),
         (("lost.jsonl", "--detector", "none"), "--detector: a trace is of the version that made it"),
         (("lost.jsonl", "more.jsonl"), "2 traces of the simulator; expected one"),
+        (("empty",), "empty: there is no trace in this directory; expected files whose names end in .jsonl"),
         (("torn.jsonl",), "torn.jsonl, line 1: not a line of a trace"),
         (("--versus", "flags"), "there is no version 'flags'"),
         (("--versus", "none", "--alone"), "--versus and --alone contradict each other"),
@@ -147,6 +159,7 @@ def test_a_mistake_of_use_is_one_message(arguments: tuple[str, ...], message: st
     trace_in(here)
     trace_in(here, "more.jsonl", "none")
     (here / "torn.jsonl").write_text("{")
+    (here / "empty").mkdir()
     done = resumark("explore", *arguments)
     assert (done.code, done.out) == (2, "") and done.err.startswith(f"error: {message}")
     assert not (here / "explore.html").exists()
