@@ -189,6 +189,8 @@ def _accepted(answer: Conformance) -> str:
         return f"{read}, and none that says what a process did: there is nothing to judge"
     if not answer.inferred:
         return f"{read}, none inferred"
+    if answer.inferred_total == 1:
+        return f"{read}; 1 more is in no trace, and was inferred (below)"
     return f"{read}; {answer.inferred_total:,} more are in no trace, and were inferred (below)"
 
 

@@ -34,6 +34,7 @@ HOLES_MAX = 16
 _DECODER = msgspec.json.Decoder(Line)
 _MESSAGE = re.compile(rb'"event"\s*:\s*"(?:sent|received)"')
 _OTHER = re.compile(rb'"event"\s*:\s*"(?!note)')
+_SIDES = ("", "receiver", "sender")
 _BLOCK_TOKENS = ("config", "layout", "block_tokens")
 
 Told = tuple[int, float, Any]
@@ -89,7 +90,7 @@ def _ring(path: Path) -> Source:
 
 def process_of(header: TraceHeader, *, messages: bool = True) -> Process:
     """Whose trace a worker's is, as its header says."""
-    if header.side not in ("", "receiver", "sender"):
+    if header.side not in _SIDES:
         raise LocalError(f"the header says side '{header.side}'; expected receiver or sender")
     served: tuple[int, ...] = ()
     receivers, senders = ranks_of(header)
@@ -121,7 +122,9 @@ def _header(line: bytes, path: Path) -> TraceHeader:
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise LocalError(f"{path}, line 1: not a line of a trace: {error}") from None
     if not isinstance(header, TraceHeader):
-        raise LocalError(f"{path}, line 1: expected the header first")
+        raise LocalError(f"{path}, line 1: {'' if line.strip() else 'empty; '}expected the header first")
+    if header.side not in _SIDES:
+        raise LocalError(f"{path}: the header says side '{header.side}'; expected receiver or sender")
     if header.version != TRACE_VERSION:
         raise LocalError(f"{path}: trace version {header.version}; this program reads version {TRACE_VERSION}")
     return header

@@ -81,14 +81,18 @@ class Features:
         """The same in words."""
         parts = [f"{self.receivers} receiver {'rank' if self.receivers == 1 else 'ranks'}"]
         parts.append(f"{self.grants} {'grant' if self.grants == 1 else 'grants'} to a request")
-        parts += [f"{count} {_FAULTS[name]}" for name, count in self.faults.items()]
+        parts += [f"{count:,} {_FAULTS[name][count != 1]}" for name, count in self.faults.items()]
         return ", ".join(parts)
 
 
 _FAULTS: Final = {
-    "duplicate_max": "doubled messages", "abort_max": "aborts", "sender_crash_max": "restarts of a sender",
-    "receiver_crash_max": "restarts of a receiver",
-}  # fmt: skip
+    "duplicate_max": ("message that came again", "messages that came again"),
+    "abort_max": ("abort", "aborts"),
+    "sender_crash_max": ("restart of a sender", "restarts of a sender"),
+    "receiver_crash_max": ("restart of a receiver", "restarts of a receiver"),
+}
+"""One and several of each. A message comes again if it is sent again, as the protocol does until it is answered, or if
+the network doubles it: to whoever receives it that is the same."""
 
 
 class Candidate(NamedTuple):

@@ -301,7 +301,7 @@ def test_traces_are_read_from_files_in_pieces(tmp_path: Path, monkeypatch: pytes
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda lines: [], "expected the header first"),
+        (lambda lines: [], "empty; expected the header first"),
         (lambda lines: lines[1:], "expected the header first"),
         (lambda lines: ["{", *lines[1:]], "line 1: not a line of a trace"),
         (lambda lines: [lines[0].replace('"version":1', '"version":9'), *lines[1:]], "trace version 9"),

@@ -12,7 +12,7 @@ import pytest
 from fsm.events import Executed, Granted, Overtaken, Wrote
 from fsm.trace import TraceEnding
 from sim.engines.conform import conform
-from sim.engines.minimise import Candidate, Minimised, features_of, minimise
+from sim.engines.minimise import Candidate, Features, Minimised, features_of, minimise
 from tests.sim.cli_kit import ROOT, refused, resumark
 from tests.sim.kit_conform import Traces, insert, late, ours, place, traces_of, written
 
@@ -193,6 +193,13 @@ def minimise_of_the_protocol() -> Minimised:
     return Minimised("I6", "", result, Candidate("watermark", Scenario(), False, result, ""), (), 9)
 
 
+def test_what_a_trace_was_like_is_said_of_one_and_of_several() -> None:
+    once = Features(faults={"duplicate_max": 1, "receiver_crash_max": 1})
+    assert once.words().endswith("1 message that came again, 1 restart of a receiver")
+    often = Features(faults={"duplicate_max": 1200, "abort_max": 2})
+    assert often.words().endswith("1,200 messages that came again, 2 aborts")
+
+
 def test_a_small_scenario_is_like_the_trace(tmp_path: Path) -> None:
     from sim.engines.conform_read import open_source
     from sim.scenario import RankCounts
@@ -211,7 +218,7 @@ def test_a_small_scenario_is_like_the_trace(tmp_path: Path) -> None:
             break
     else:
         pytest.fail("no run had an abort, a restart, a doubled message and an early grant")
-    assert "doubled messages" in features.words() and small[0].faults.abort_max == 1
+    assert "that came again" in features.words() and small[0].faults.abort_max == 1
     assert small[0].requests[0].grant_tokens == 2
 
 
