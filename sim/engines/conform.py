@@ -209,7 +209,7 @@ def check_together(sources: Sequence[Source]) -> None:
         if process.side and key in seen:
             raise LocalError(
                 f"{source.name}: of the same process as {seen[key]}: {process.name}, boot id {process.boot_id}; "
-                "expected one trace of each process, the longest that there is"
+                "expected one trace of each process: the longest, or of several dumps that of the failure in question"
             )
         seen[key] = source.name
 

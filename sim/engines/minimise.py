@@ -86,13 +86,14 @@ class Features:
 
 
 _FAULTS: Final = {
-    "duplicate_max": ("message that came again", "messages that came again"),
-    "abort_max": ("abort", "aborts"),
+    "duplicate_max": ("message received again", "messages received again"),
+    "abort_max": ("end by an abort", "ends by an abort"),
     "sender_crash_max": ("restart of a sender", "restarts of a sender"),
     "receiver_crash_max": ("restart of a receiver", "restarts of a receiver"),
 }
-"""One and several of each. A message comes again if it is sent again, as the protocol does until it is answered, or if
-the network doubles it: to whoever receives it that is the same."""
+"""One and several of each. A message is received again if it was sent again, if it was kept until its room was
+submitted, or if the network doubled it: to whoever receives it that is the same. An end by an abort is one of one side,
+and also follows where a peer has failed or has gone."""
 
 
 class Candidate(NamedTuple):

@@ -195,9 +195,9 @@ def minimise_of_the_protocol() -> Minimised:
 
 def test_what_a_trace_was_like_is_said_of_one_and_of_several() -> None:
     once = Features(faults={"duplicate_max": 1, "receiver_crash_max": 1})
-    assert once.words().endswith("1 message that came again, 1 restart of a receiver")
+    assert once.words().endswith("1 message received again, 1 restart of a receiver")
     often = Features(faults={"duplicate_max": 1200, "abort_max": 2})
-    assert often.words().endswith("1,200 messages that came again, 2 aborts")
+    assert often.words().endswith("1,200 messages received again, 2 ends by an abort")
 
 
 def test_a_small_scenario_is_like_the_trace(tmp_path: Path) -> None:
@@ -218,7 +218,7 @@ def test_a_small_scenario_is_like_the_trace(tmp_path: Path) -> None:
             break
     else:
         pytest.fail("no run had an abort, a restart, a doubled message and an early grant")
-    assert "that came again" in features.words() and small[0].faults.abort_max == 1
+    assert "received again" in features.words() and small[0].faults.abort_max == 1
     assert small[0].requests[0].grant_tokens == 2
 
 
