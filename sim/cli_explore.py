@@ -75,6 +75,8 @@ def register(app: typer.Typer) -> None:
 class _Options:
     """What the page is to have in it."""
 
+    named: tuple[str, ...]
+    """The scenario or the files that were named."""
     found_by: tuple[str, ...]
     """The arguments that lead to the run."""
     shown_by: tuple[str, ...]
@@ -85,63 +87,75 @@ class _Options:
     quiet: bool
 
 
+WhatArgument = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="SCENARIO|TRACE", show_default=False,
+        help="A scenario as for check, a trace, or the traces (or their directory) of the real workers of one run.",
+    ),
+]
+OnlyOption = Annotated[
+    list[str] | None,
+    typer.Option("--only", metavar="P", help="Look for this property alone; may be repeated.", show_default=False),
+]
+StatesOption = Annotated[
+    int | None,
+    typer.Option(
+        "--states-max", metavar="N", min=1, show_default=f"{STATES_MAX:,}",
+        help="Search no more states for a counterexample.",
+    ),
+]
+TimeOption = Annotated[
+    float | None,
+    typer.Option("--time-max", metavar="SECONDS", min=0.001, help="Search no longer.", show_default=False),
+]
+ToOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--output", "-o", metavar="FILE", dir_okay=False, help="Where the page goes.",
+        show_default="explore.html",
+    ),
+]
+FormatOption = Annotated[
+    FormatName, typer.Option("--format", help="A page, or a file for the Perfetto viewer.")
+]
+VersusOption = Annotated[
+    str | None,
+    typer.Option(
+        "--versus", metavar="VERSION", show_default=f"{PROTOCOL}, if the run is of another version",
+        help="Another version on the same choices, beside the run.",
+    ),
+]
+AloneOption = Annotated[bool, typer.Option("--alone", help="Show no other version beside the run.")]
+GraphOption = Annotated[
+    int | None,
+    typer.Option(
+        "--graph-states", metavar="N", min=0, show_default="2,000, in small worlds",
+        help="So many states around the run, for other choices; 0: none.",
+    ),
+]
+TitleOption = Annotated[
+    str | None, typer.Option("--title", metavar="TEXT", help="Of the page.", show_default=False)
+]
+
+
 @reports_errors
 def explore_command(
-    what: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="SCENARIO|TRACE", show_default=False,
-            help="A scenario as for check, a trace, or the traces (or their directory) of the real workers of one run.",
-        ),
-    ] = None,
+    what: WhatArgument = None,
     detector: DetectorOption = None,
     hazard: HazardOption = None,
     allocator: AllocatorOption = None,
-    only: Annotated[
-        list[str] | None,
-        typer.Option("--only", metavar="P", help="Look for this property alone; may be repeated.", show_default=False),
-    ] = None,
-    states_max: Annotated[
-        int | None,
-        typer.Option(
-            "--states-max", metavar="N", min=1, show_default=f"{STATES_MAX:,}",
-            help="Search no more states for a counterexample.",
-        ),
-    ] = None,
-    time_max: Annotated[
-        float | None,
-        typer.Option("--time-max", metavar="SECONDS", min=0.001, help="Search no longer.", show_default=False),
-    ] = None,
-    to: Annotated[
-        Path | None,
-        typer.Option(
-            "--output", "-o", metavar="FILE", dir_okay=False, help="Where the page goes.",
-            show_default="explore.html",
-        ),
-    ] = None,
-    form: Annotated[
-        FormatName, typer.Option("--format", help="A page, or a file for the Perfetto viewer.")
-    ] = FormatName.html,
-    versus: Annotated[
-        str | None,
-        typer.Option(
-            "--versus", metavar="VERSION", show_default=f"{PROTOCOL}, if the run is of another version",
-            help="Another version on the same choices, beside the run.",
-        ),
-    ] = None,
-    alone: Annotated[bool, typer.Option("--alone", help="Show no other version beside the run.")] = False,
-    graph_states: Annotated[
-        int | None,
-        typer.Option(
-            "--graph-states", metavar="N", min=0, show_default="2,000, in small worlds",
-            help="So many states around the run, for other choices; 0: none.",
-        ),
-    ] = None,
-    title: Annotated[
-        str | None, typer.Option("--title", metavar="TEXT", help="Of the page.", show_default=False)
-    ] = None,
+    only: OnlyOption = None,
+    states_max: StatesOption = None,
+    time_max: TimeOption = None,
+    to: ToOption = None,
+    form: FormatOption = FormatName.html,
+    versus: VersusOption = None,
+    alone: AloneOption = False,
+    graph_states: GraphOption = None,
+    title: TitleOption = None,
     json: JsonOption = False,
-) -> None:  # fmt: skip
+) -> None:
     """Write a run as a page: who says what to whom, every block over time, the watermark, the lifecycles.
 
     Of a scenario it is the shortest counterexample that check finds, else a run that ends well. The page is one file,
@@ -149,29 +163,15 @@ def explore_command(
     """
     target = to or Path(_NAMES[form])
     check_writable(target)
-    if versus is not None and alone:
-        raise LocalError("--versus and --alone contradict each other; give one of them")
-    if versus is not None:
-        version_named(versus)
     if form is FormatName.perfetto and graph_states:
         raise LocalError("--graph-states: only a page lets other choices be taken; leave it out")
     write = writer(form)
-    named = _in_directories(what or [])
     search = {"--detector": detector, "--hazard": hazard, "--allocator": allocator, "--only": only,
               "--states-max": states_max, "--time-max": time_max}  # fmt: skip
-    traces = [name for name in named if is_trace(name)]
-    if not named and detector is None and not hazard:
-        search["--detector"] = SHOWN
     shown = {"--versus": versus, "--graph-states": graph_states, "--title": title}
     nodes_max = graph_states if form is FormatName.html else 0
-    options = _Options(*_arguments(named, search, shown, alone), title or "", versus, alone, nodes_max, json)
-    if traces:
-        _refuse_with_traces(named, traces, search)
-        page, facts, code = _page_of_files(traces, options)
-    else:
-        if len(named) > 1:
-            raise LocalError(f"{len(named)} scenarios; expected one, or one or several traces")
-        page, facts, code = _page_of_scenario(named, search, options)
+    options = _options_of(_in_directories(what or []), search, shown, alone, nodes_max, json)
+    page, facts, code = _page_asked_for(options, search)
     data = write(page)
     save(data, target)
     written = [] if form is FormatName.html else ["--format", form.value]
@@ -182,6 +182,38 @@ def explore_command(
     else:
         _print(page, facts, target, form, len(data), command)
     exit_with(code)
+
+
+def _options_of(
+    named: list[str],
+    search: dict[str, Any],
+    shown: dict[str, Any],
+    alone: bool,
+    nodes_max: int | None,
+    quiet: bool,
+) -> _Options:
+    """What was asked for. A version is chosen in ``search`` where none and no scenario is named."""
+    versus = shown["--versus"]
+    if versus is not None and alone:
+        raise LocalError("--versus and --alone contradict each other; give one of them")
+    if versus is not None:
+        version_named(versus)
+    if not named and search["--detector"] is None and not search["--hazard"]:
+        search["--detector"] = SHOWN
+    arguments = _arguments(named, search, shown, alone)
+    return _Options(tuple(named), *arguments, shown["--title"] or "", versus, alone, nodes_max, quiet)
+
+
+def _page_asked_for(options: _Options, search: dict[str, Any]) -> tuple[Page, Told, int]:
+    """The page of a scenario or of traces, what is to be said of it, and the exit code."""
+    named = options.named
+    traces = [name for name in named if is_trace(name)]
+    if traces:
+        _refuse_with_traces(named, traces, search)
+        return _page_of_files(traces, options)
+    if len(named) > 1:
+        raise LocalError(f"{len(named)} scenarios; expected one, or one or several traces")
+    return _page_of_scenario(named, search, options)
 
 
 def is_trace(name: str) -> bool:

@@ -47,7 +47,7 @@ from sim.flight import GONE, Copying, Flight
 from sim.memory import Memory
 from sim.network import Network, Stray
 from sim.plan import plan_of
-from sim.scenario import Scenario
+from sim.scenario import Faults, Scenario
 
 Action = tuple[Any, ...]
 """A kind and what it is done to: ``("deliver", 0)``, ``("tick",)``."""
@@ -120,14 +120,7 @@ class World:
         self.agreed: Agreed | None = None
         self.left: tuple[int, ...] = ()
         self.skewed = 0
-        faults = scenario.faults
-        self.budget = {
-            "duplicate": faults.duplicate_max, "delay": faults.delay_max, "drop": faults.drop_max,
-            "abort": faults.abort_max, "sender_crash": faults.sender_crash_max,
-            "receiver_crash": faults.receiver_crash_max, "partition": faults.partition_max,
-            "clock_jump": faults.clock_jump_max, "poison": faults.poison_max,
-            "heartbeat_loss": faults.heartbeat_loss_max, "duplicate_room": faults.duplicate_room_max,
-        }  # fmt: skip
+        self.budget = _budget_of(scenario.faults)
         self.network = Network(ranks.receivers)
         self.flights: tuple[Flight, ...] = ()
         self.copies: tuple[Copying, ...] = ()
@@ -569,6 +562,17 @@ class World:
             if sender.free_source_blocks != source_blocks:
                 return f"sender {rank}: {source_blocks - sender.free_source_blocks} source blocks are pinned"
         return ""
+
+
+def _budget_of(faults: Faults) -> dict[str, int]:
+    """How often each fault may still happen."""
+    return {
+        "duplicate": faults.duplicate_max, "delay": faults.delay_max, "drop": faults.drop_max,
+        "abort": faults.abort_max, "sender_crash": faults.sender_crash_max,
+        "receiver_crash": faults.receiver_crash_max, "partition": faults.partition_max,
+        "clock_jump": faults.clock_jump_max, "poison": faults.poison_max,
+        "heartbeat_loss": faults.heartbeat_loss_max, "duplicate_room": faults.duplicate_room_max,
+    }  # fmt: skip
 
 
 def _decisions(effects: list[Effect], agreed: Agreed) -> tuple[tuple[int, str], ...]:
