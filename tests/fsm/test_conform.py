@@ -441,6 +441,8 @@ def test_a_request_that_lives_long_is_not_forgotten() -> None:
             acceptor.take(renamed(event, counter), process)
     for event in RUN[len(beginning()) :]:
         acceptor.take(event, process)
+    assert acceptor.ended == {OK: 19}, "the one that lived long, and those that came and went meanwhile"
+    assert acceptor.gaps.inferred == {}
 
 
 def test_strangers_are_remembered_up_to_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
